@@ -1,0 +1,89 @@
+// Memory: aligned buffers, and arenas from which layers take their activations.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "dropcycle/core/tensor.hpp"
+
+namespace dropcycle {
+
+// Owned memory, aligned to 2 MiB pages where large (transparent huge pages are asked for), zeroed at birth.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(std::int64_t size_bytes);
+  std::byte* data() const { return memory_.get(); }
+  std::int64_t size_bytes() const { return size_bytes_; }
+
+ private:
+  struct Release {
+    void operator()(std::byte* pointer) const;
+  };
+  std::unique_ptr<std::byte[], Release> memory_;
+  std::int64_t size_bytes_ = 0;
+};
+
+// A tensor with its memory.
+class OwnedTensor {
+ public:
+  OwnedTensor() = default;
+  OwnedTensor(DType dtype, const Shape& shape);
+  const Tensor& view() const { return view_; }
+  operator const Tensor&() const { return view_; }
+
+ private:
+  Buffer buffer_;
+  Tensor view_;
+};
+
+// Bump allocator. It grows by whole blocks while a step is new to it; reset() merges the blocks into one, so that a
+// repeated step allocates nothing. Contents of fresh tensors are unspecified.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  Tensor tensor(DType dtype, const Shape& shape);
+  void* allocate(std::int64_t size_bytes);
+  template <class T>
+  T* array(std::int64_t count) {
+    return static_cast<T*>(allocate(count * static_cast<std::int64_t>(sizeof(T))));
+  }
+  // Forgets all tensors and keeps the memory.
+  void reset();
+  std::int64_t used_bytes() const;
+  std::int64_t peak_bytes() const { return peak_bytes_; }
+  // Number of times that memory was asked from the system: constant once the steps are alike.
+  std::int64_t system_allocations() const { return system_allocations_; }
+
+ private:
+  friend class ArenaScope;
+  struct Block {
+    Buffer memory;
+    std::int64_t used = 0;
+  };
+  std::vector<Block> blocks_;
+  std::size_t current_ = 0;
+  std::int64_t peak_bytes_ = 0;
+  std::int64_t system_allocations_ = 0;
+};
+
+// Gives back at the end of the scope what was taken from the arena inside it.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena);
+  ~ArenaScope();
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena& arena_;
+  std::size_t block_;
+  std::int64_t used_;
+};
+
+}  // namespace dropcycle
