@@ -1,6 +1,7 @@
 #include "dropcycle/core/digest.hpp"
 
 #include <fmt/format.h>
+#define XXH_STATIC_LINKING_ONLY  // the complete state type
 #include <xxhash.h>
 
 namespace dropcycle {
