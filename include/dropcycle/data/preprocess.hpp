@@ -1,0 +1,44 @@
+// Text to token shards: JSONL (plain, .gz, .zst) or text files, in parallel, with memory bounded whatever the input.
+// The shards are the same whatever the number of workers.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace dropcycle {
+
+enum class TextSplit {
+  files,  // a text file is one document
+  lines,  // each line of it is one
+};
+
+struct PreprocessOptions {
+  std::vector<std::string> inputs;  // files or globs; .jsonl and .json (and .gz, .zst of them) are JSONL, others text
+  std::filesystem::path tokenizer;
+  std::string output;  // prefix: <prefix>-00000.h5, ...; <prefix>.quarantine.jsonl
+  std::string source;  // name kept in the shards; empty: the prefix's last part
+  std::string text_key = "text";
+  TextSplit split = TextSplit::files;
+  bool append_eos = true, add_bos = false;
+  bool strict = false;                         // any bad line is an error, after all were counted
+  int workers = 0;                             // 0: every core
+  std::uint64_t max_line_bytes = 8ULL << 20;   // longer lines (text files) are skipped and quarantined
+  std::uint64_t max_shard_bytes = 1ULL << 30;  // a shard ends with the document that reaches it
+};
+
+struct PreprocessReport {
+  std::uint64_t input_bytes = 0;  // after decompression
+  std::uint64_t documents = 0, text_bytes = 0, tokens = 0;
+  std::uint64_t broken_json = 0, no_text = 0, not_a_string = 0, invalid_utf8 = 0, too_long = 0;
+  std::uint64_t bad() const { return broken_json + no_text + not_a_string + invalid_utf8 + too_long; }
+  double seconds = 0;
+  std::vector<std::filesystem::path> shards;
+};
+
+// Throws Error{input} (no input, a damaged .gz, bad lines under strict), Error{usage}, Error{storage}.
+// Empty lines are passed over; an empty text is an empty document (its end id alone).
+PreprocessReport preprocess(const PreprocessOptions& options);
+
+}  // namespace dropcycle

@@ -1,0 +1,84 @@
+// Tokenizers: text to token ids and back, over SentencePiece. Any SentencePiece model works, with the control ids that
+// it has.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace dropcycle {
+
+class Tokenizer {
+ public:
+  // Reads a SentencePiece model file. Throws Error{input} naming the file if it isn't one.
+  explicit Tokenizer(const std::filesystem::path& model);
+  ~Tokenizer();
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+
+  // The ids of `text` without begin or end ids. Thread safe. Bytes that aren't UTF-8 become U+FFFD.
+  std::vector<std::int32_t> encode(std::string_view text) const;
+  // The text of `ids`; control ids (begin, end) give nothing. Throws Error{input} for an id outside the vocabulary.
+  std::string decode(std::span<const std::int32_t> ids) const;
+
+  std::int64_t vocab_size() const;
+  // -1 where the model has no such id.
+  std::int32_t bos_id() const;
+  std::int32_t eos_id() const;
+  std::int32_t unk_id() const;
+  std::int32_t pad_id() const;
+  std::string piece(std::int32_t id) const;
+  // Digest of the model file: shards and checkpoints name their tokenizer by it.
+  const std::string& digest() const;
+  const std::filesystem::path& path() const;
+  // One line per property, for people.
+  std::string describe() const;
+
+ private:
+  friend class Encoder;
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// The same ids as Tokenizer::encode, quicker on much text: one per thread, as it remembers the parts it has seen.
+//
+// Where the model changes no characters (identity normalisation: Llama's and our own models), a text is cut at every
+// place that no piece of the vocabulary spans, and each part is encoded alone: unigram's best path and BPE's merges
+// never cross such a place, so the parts' ids make the text's ids. What a part costs is then one look-up in a table of
+// kilobytes for all but the rarest. Unigram sums scores in float; a part's short sum rounds less than a document's
+// long one, so that in very long documents near-ties may fall otherwise than in SentencePiece's own encoding.
+class Encoder {
+ public:
+  explicit Encoder(const Tokenizer& tokenizer);  // `tokenizer` must live longer
+  ~Encoder();
+  Encoder(Encoder&&) noexcept;
+  // Appends the ids of `text` to `ids`.
+  void encode(std::string_view text, std::vector<std::int32_t>& ids);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+struct TokenizerOptions {
+  std::filesystem::path output;        // the model file; beside it the vocabulary as text, `output` with .vocab
+  std::string type = "unigram";        // unigram or bpe
+  std::int64_t vocab_size = 16384;     // pieces, the 256 byte pieces and control ids among them
+  int threads = 0;                     // 0: every core
+  std::int64_t sample_lines = 0;       // lines of text to train on, drawn at random; 0: all
+  std::int64_t max_line_bytes = 8192;  // longer lines are cut (SentencePiece would drop them silently)
+  double character_coverage = 0.9995;  // share of the text's characters that get pieces; others become bytes
+  std::string text_key = "text";       // of JSONL inputs
+  std::uint64_t max_bytes = 0;         // text read in all, an equal part of each input; 0: everything
+};
+
+// Trains a model: byte fallback (nothing is unknown), identity normalisation (decode(encode(x)) is x), digits one by
+// one, ids unk 0, bos 1, eos 2, no pad. Inputs as in preprocess(). Throws Error{input}, Error{usage} or Error{storage}.
+Tokenizer train_tokenizer(const TokenizerOptions& options, const std::vector<std::string>& inputs);
+
+}  // namespace dropcycle
