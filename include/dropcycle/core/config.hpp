@@ -4,11 +4,8 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <optional>
 #include <string>
 #include <vector>
-
-#include "dropcycle/core/dtype.hpp"
 
 namespace dropcycle {
 
@@ -40,6 +37,8 @@ struct InitConfig {
   double noise_std = 0.02;
   std::string router = "normal_002";  // normal_002, normal_02887, uniform_002, uniform_05, uniform_01
   std::uint64_t seed = 1;
+
+  bool operator==(const InitConfig&) const = default;
 };
 
 struct SourceConfig {
@@ -47,6 +46,8 @@ struct SourceConfig {
   std::vector<std::string> shards;  // files or globs
   double weight = 0;                // share of the tokens; or
   std::int64_t tokens = 0;          // how many tokens in the run
+
+  bool operator==(const SourceConfig&) const = default;
 };
 
 struct DataConfig {
@@ -55,6 +56,8 @@ struct DataConfig {
   std::int64_t sequence_length = 1024;  // S
   bool reset_at_document_end = false;
   std::uint64_t seed = 1;
+
+  bool operator==(const DataConfig&) const = default;
 };
 
 struct TrainConfig {
@@ -71,6 +74,8 @@ struct TrainConfig {
   std::int64_t eval_interval = 0;  // 0: at the end only
   std::int64_t eval_batches = 0;   // sequences per source, 0: all
   std::uint64_t seed = 1;
+
+  bool operator==(const TrainConfig&) const = default;
 };
 
 struct OptimizerConfig {
@@ -79,12 +84,16 @@ struct OptimizerConfig {
   std::int64_t warmup_steps = 0, constant_steps = 0;
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1, clip = 1.0;
   bool decay_norms = true, decay_embeddings = true, decay_router = true;
+
+  bool operator==(const OptimizerConfig&) const = default;
 };
 
 struct ParallelConfig {
   int tensor = 1, pipeline = 1, data = 0, expert = 1, expert_tensor = 1, context = 1;
   std::int64_t bucket_bytes = 25 << 20;
   bool overlap_gradients = true;
+
+  bool operator==(const ParallelConfig&) const = default;
 };
 
 struct CheckpointConfig {
@@ -92,12 +101,16 @@ struct CheckpointConfig {
   std::int64_t keep_last = 2;
   std::int64_t keep_every = 0;  // steps; 0: none
   bool asynchronous = true;
+
+  bool operator==(const CheckpointConfig&) const = default;
 };
 
 struct DeviceConfig {
   std::string backend = "cpu";         // cpu, reference
   std::string compute_dtype = "auto";  // auto, bf16, f32, f64
   int threads = 0;
+
+  bool operator==(const DeviceConfig&) const = default;
 };
 
 struct Config {
@@ -109,22 +122,30 @@ struct Config {
   ParallelConfig parallel;
   CheckpointConfig checkpoint;
   DeviceConfig device;
+
+  bool operator==(const Config&) const = default;
 };
 
-// A config file may name others first: `include = ["../model/x.toml"]` (paths relative to the file); later values win.
-// `overrides` are "key=value" with TOML values (a bare word counts as a string). Throws Error{usage}.
+// A config file may name others first: `include = ["../model/x.toml"]` (paths relative to the file); later values win,
+// lists as a whole. `overrides` are "section.key=value" with TOML values (text needs no quotes). Neither resolves.
+// Throws Error{usage}, one line that starts with file:line:column or with "--set key=value", for what isn't TOML, for
+// an unknown key (naming the nearest known one), a wrong type and a value out of its bounds; Error{input} if the file
+// can't be read.
 Config load_config(const std::filesystem::path& path, const std::vector<std::string>& overrides);
 // The defaults with overrides only.
 Config parse_config(const std::vector<std::string>& overrides);
-// Fills kv_heads and head_size and checks every bound and cross-field rule. Throws Error{usage} naming the key.
+// Fills kv_heads and head_size and checks every bound and every rule between keys. Throws Error{usage} naming the key.
+// What only some verbs need (train.output, train.steps, sources, a tokenizer) may be missing.
 void resolve(ModelConfig& model);
 void resolve(Config& config);
-// The whole configuration as TOML, which load_config reads back to the same values.
+// The whole configuration (resolved or not, but with a model) as TOML, which load_config reads back to the same values.
 std::string to_toml(const Config& config);
 // The model section alone, as it stands in checkpoints.
 std::string to_toml(const ModelConfig& model);
 ModelConfig parse_model(const std::string& toml);
-// Table of every key: name, type, default, unit, meaning (for `dropcycle config`).
+// Table of every key: name, type, default, unit, meaning, allowed values (for `dropcycle config`).
 std::string describe_config();
+// "model.vocab_size", ...: every key, in the table's order.
+std::vector<std::string> config_key_names();
 
 }  // namespace dropcycle

@@ -1,0 +1,129 @@
+// Rules between keys; bounds of single keys stand in the schema.
+#include <algorithm>
+#include <set>
+
+#include "config_schema.hpp"
+#include "dropcycle/core/error.hpp"
+
+namespace dropcycle {
+namespace {
+
+// Each key's own bounds, for values that came from code rather than from a file.
+void check_bounds(Config& config, std::string_view prefix) {
+  for (const auto& key : schema::config_keys()) {
+    if (!key.name.starts_with(prefix)) continue;
+    const std::string problem = schema::complaint(key.field(config), key.bounds, key.choices);
+    if (!problem.empty()) fail(Status::usage, "{} {}", key.name, problem);
+  }
+}
+
+void resolve_model(ModelConfig& model) {
+  if (model.kv_heads == 0) model.kv_heads = model.heads;
+  if (model.heads % model.kv_heads != 0) {
+    fail(Status::usage, "model.kv_heads is {}, expected a divisor of model.heads ({})", model.kv_heads, model.heads);
+  }
+  if (model.head_size == 0) {
+    if (model.hidden_size % model.heads != 0) {
+      fail(Status::usage, "model.heads is {}, expected a divisor of model.hidden_size ({}), or set model.head_size",
+           model.heads, model.hidden_size);
+    }
+    model.head_size = model.hidden_size / model.heads;
+  }
+  if (model.head_size % 2 != 0) {
+    fail(Status::usage, "model.head_size is {}, expected an even number: rotary positions turn pairs of values",
+         model.head_size);
+  }
+  if (model.is_moe() && model.experts_per_token > model.experts) {
+    fail(Status::usage, "model.experts_per_token is {}, expected at most model.experts ({})", model.experts_per_token,
+         model.experts);
+  }
+}
+
+void check_init(const Config& config) {
+  const InitConfig& init = config.init;
+  const bool fresh = init.method == "scratch";
+  if (!fresh && init.from.empty()) {
+    fail(Status::usage, "init.from is empty, expected a checkpoint folder: init.method is '{}'", init.method);
+  }
+  if (fresh && !init.from.empty()) {
+    fail(Status::usage, "init.from is '{}', but init.method is 'scratch', which reads no checkpoint: choose a method",
+         init.from);
+  }
+  const bool upcycles = init.method == "naive" || init.method == "drop" || init.method == "noise";
+  if (upcycles && !config.model.is_moe()) {
+    fail(Status::usage, "init.method is '{}', which makes experts, but model.experts is 0: set model.experts",
+         init.method);
+  }
+}
+
+void check_sources(const std::vector<SourceConfig>& sources, std::string_view key, bool mixed) {
+  std::set<std::string> names;
+  for (const SourceConfig& source : sources) {
+    if (source.name.empty()) fail(Status::usage, "{}.name is empty, expected a name for each source", key);
+    if (!names.insert(source.name).second) {
+      fail(Status::usage, "{}.name '{}' is there twice, expected different names", key, source.name);
+    }
+    if (source.shards.empty()) {
+      fail(Status::usage, "{}.shards of '{}' is empty, expected at least one file", key, source.name);
+    }
+    if (!mixed) continue;
+    if ((source.weight > 0) == (source.tokens > 0)) {
+      fail(Status::usage, "{} source '{}' has weight {} and tokens {}, expected exactly one of them above 0", key,
+           source.name, source.weight, source.tokens);
+    }
+    if ((source.tokens > 0) != (sources.front().tokens > 0)) {
+      fail(Status::usage, "{} source '{}' and '{}' mix weight and tokens, expected the same for all sources", key,
+           source.name, sources.front().name);
+    }
+  }
+}
+
+void check_training(const Config& config) {
+  const TrainConfig& train = config.train;
+  if (train.global_batch % train.micro_batch != 0) {
+    fail(Status::usage, "train.micro_batch is {}, expected a divisor of train.global_batch ({})", train.micro_batch,
+         train.global_batch);
+  }
+  const OptimizerConfig& optimizer = config.optimizer;
+  if (!(optimizer.min_learning_rate <= optimizer.learning_rate)) {
+    fail(Status::usage, "optimizer.min_learning_rate is {}, expected at most optimizer.learning_rate ({})",
+         optimizer.min_learning_rate, optimizer.learning_rate);
+  }
+  if (train.steps > 0 && optimizer.warmup_steps + optimizer.constant_steps > train.steps) {
+    fail(Status::usage,
+         "optimizer.warmup_steps ({}) + optimizer.constant_steps ({}), expected at most train.steps ({})",
+         optimizer.warmup_steps, optimizer.constant_steps, train.steps);
+  }
+  if (config.device.compute_dtype == "f64" && config.device.backend != "reference") {
+    fail(Status::usage, "device.compute_dtype is 'f64', which only device.backend 'reference' computes, not '{}'",
+         config.device.backend);
+  }
+}
+
+void check_parallel(const Config& config) {
+  const int expert = config.parallel.expert;
+  if (config.model.experts % expert == 0 && (config.model.is_moe() || expert == 1)) return;
+  fail(Status::usage, "parallel.expert is {}, expected a divisor of model.experts ({})", expert, config.model.experts);
+}
+
+}  // namespace
+
+void resolve(ModelConfig& model) {
+  Config config;
+  config.model = model;
+  check_bounds(config, "model.");
+  resolve_model(config.model);
+  model = config.model;
+}
+
+void resolve(Config& config) {
+  check_bounds(config, "");
+  resolve_model(config.model);
+  check_init(config);
+  check_sources(config.data.train, "data.train", true);
+  check_sources(config.data.valid, "data.valid", false);
+  check_training(config);
+  check_parallel(config);
+}
+
+}  // namespace dropcycle
