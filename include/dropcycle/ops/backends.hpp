@@ -1,0 +1,11 @@
+// The factories behind make_ops(), one per backend.
+#pragma once
+
+#include "dropcycle/ops/ops.hpp"
+
+namespace dropcycle {
+
+std::unique_ptr<Ops> make_reference_ops();
+std::unique_ptr<Ops> make_cpu_ops(const OpsOptions& options);
+
+}  // namespace dropcycle

@@ -1,0 +1,12 @@
+#include "dropcycle/core/error.hpp"
+#include "dropcycle/ops/backends.hpp"
+
+namespace dropcycle {
+
+std::unique_ptr<Ops> make_ops(std::string_view backend, const OpsOptions& options) {
+  if (backend == "reference") return make_reference_ops();
+  if (backend == "cpu") return make_cpu_ops(options);
+  fail(Status::usage, "device.backend: '{}' is unknown: expected cpu or reference", backend);
+}
+
+}  // namespace dropcycle

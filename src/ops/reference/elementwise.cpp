@@ -1,0 +1,174 @@
+#include <algorithm>
+#include <cmath>
+
+#include "reference_ops.hpp"
+#include "values.hpp"
+
+namespace dropcycle {
+namespace {
+
+using reference::read;
+using reference::read_indices;
+using reference::write;
+
+double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+
+std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+}  // namespace
+
+void ReferenceOps::fill_zero(const Tensor& x) { write(std::vector<double>(size(x.elements())), x); }
+
+void ReferenceOps::convert(const Tensor& x, const Tensor& out) { write(read(x), out); }
+
+void ReferenceOps::add(const Tensor& a, const Tensor& b, const Tensor& y) {
+  auto sum = read(a);
+  const auto bv = read(b);
+  require(sum.size() == bv.size(), "sum of {} and {}", to_string(a.shape), to_string(b.shape));
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += bv[i];
+  write(sum, y);
+}
+
+void ReferenceOps::jitter(const Tensor& x, const RandomStream& stream, std::uint64_t first, double amplitude,
+                          const Tensor& y) {
+  auto values = read(x);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] *= 1 + amplitude * (2 * stream.uniform(first + i) - 1);
+  write(values, y);
+}
+
+void ReferenceOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) {
+  const auto ids = read_indices(tokens);
+  const auto wv = read(w);
+  const std::size_t hidden = size(w.shape[1]);
+  std::vector<double> yv;
+  for (const std::int32_t id : ids) {
+    const auto row = wv.begin() + static_cast<std::ptrdiff_t>(size(id) * hidden);
+    yv.insert(yv.end(), row, row + static_cast<std::ptrdiff_t>(hidden));
+  }
+  write(yv, y);
+}
+
+void ReferenceOps::embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) {
+  const auto ids = read_indices(tokens);
+  const auto dyv = read(dy);
+  auto dwv = read(dw);
+  const std::size_t hidden = size(dw.shape[1]);
+  for (std::size_t t = 0; t < ids.size(); ++t) {
+    for (std::size_t h = 0; h < hidden; ++h) dwv[size(ids[t]) * hidden + h] += dyv[t * hidden + h];
+  }
+  write(dwv, dw);
+}
+
+void ReferenceOps::add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& w, double epsilon,
+                                const Tensor& sum, const Tensor& y, const Tensor& inv_rms) {
+  if (delta) add(x, delta, sum);
+  const auto xv = read(delta ? sum : x), wv = read(w);
+  const std::size_t hidden = wv.size(), tokens = size(x.shape[0]);
+  std::vector<double> yv(xv.size()), inv(tokens);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    double squares = 0;
+    for (std::size_t h = 0; h < hidden; ++h) squares += xv[t * hidden + h] * xv[t * hidden + h];
+    inv[t] = 1 / std::sqrt(squares / static_cast<double>(hidden) + epsilon);
+    for (std::size_t h = 0; h < hidden; ++h) yv[t * hidden + h] = xv[t * hidden + h] * inv[t] * wv[h];
+  }
+  write(yv, y);
+  write(inv, inv_rms);
+}
+
+void ReferenceOps::rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& inv_rms,
+                                     const Tensor& dresidual, const Tensor& dx, const Tensor& dw) {
+  const auto dyv = read(dy), xv = read(x), wv = read(w), inv = read(inv_rms), residual = read(dresidual);
+  auto dwv = read(dw);
+  const std::size_t hidden = wv.size();
+  std::vector<double> dxv(xv.size());
+  for (std::size_t t = 0; t < inv.size(); ++t) {
+    double dot = 0;
+    for (std::size_t h = 0; h < hidden; ++h) dot += dyv[t * hidden + h] * wv[h] * xv[t * hidden + h];
+    const double pull = inv[t] * inv[t] * inv[t] * dot / static_cast<double>(hidden);
+    for (std::size_t h = 0; h < hidden; ++h) {
+      const std::size_t i = t * hidden + h;
+      dxv[i] = (residual.empty() ? 0.0 : residual[i]) + dyv[i] * wv[h] * inv[t] - xv[i] * pull;
+      dwv[h] += dyv[i] * xv[i] * inv[t];
+    }
+  }
+  write(dxv, dx);
+  write(dwv, dw);
+}
+
+void ReferenceOps::swiglu(const Tensor& gate_up, const Tensor& y) {
+  const auto in = read(gate_up);
+  const std::size_t tokens = size(y.shape[0]), width = size(y.shape[1]);
+  std::vector<double> yv(tokens * width);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    for (std::size_t f = 0; f < width; ++f) {
+      const double gate = in[t * 2 * width + f], up = in[t * 2 * width + width + f];
+      yv[t * width + f] = gate * sigmoid(gate) * up;
+    }
+  }
+  write(yv, y);
+}
+
+void ReferenceOps::swiglu_backward(const Tensor& dy, const Tensor& gate_up, const Tensor& dgate_up, const Tensor& y) {
+  const auto in = read(gate_up), dyv = read(dy);
+  const std::size_t tokens = size(dy.shape[0]), width = size(dy.shape[1]);
+  std::vector<double> din(in.size());
+  for (std::size_t t = 0; t < tokens; ++t) {
+    for (std::size_t f = 0; f < width; ++f) {
+      const std::size_t g = t * 2 * width + f, u = g + width;
+      const double s = sigmoid(in[g]), d = dyv[t * width + f];
+      din[g] = d * in[u] * s * (1 + in[g] * (1 - s));
+      din[u] = d * in[g] * s;
+    }
+  }
+  if (y) swiglu(gate_up, y);
+  write(din, dgate_up);
+}
+
+void ReferenceOps::cross_entropy(const Tensor& logits, const Tensor& targets, double scale, const Tensor& losses,
+                                 const Tensor& dlogits) {
+  const auto lv = read(logits);
+  const auto ids = read_indices(targets);
+  const std::size_t vocab = size(logits.shape[1]);
+  std::vector<double> out(ids.size()), d(dlogits ? lv.size() : 0);
+  for (std::size_t t = 0; t < ids.size(); ++t) {
+    if (ids[t] < 0) continue;
+    const double* row = &lv[t * vocab];
+    const double top = *std::max_element(row, row + vocab);
+    double sum = 0;
+    for (std::size_t v = 0; v < vocab; ++v) sum += std::exp(row[v] - top);
+    out[t] = top + std::log(sum) - row[ids[t]];
+    if (!dlogits) continue;
+    for (std::size_t v = 0; v < vocab; ++v) {
+      d[t * vocab + v] = scale * (std::exp(row[v] - top) / sum - (v == size(ids[t]) ? 1.0 : 0.0));
+    }
+  }
+  write(out, losses);
+  if (dlogits) write(d, dlogits);
+}
+
+double ReferenceOps::squared_norm(const Tensor& x) {
+  double sum = 0;
+  for (const double value : read(x)) sum += value * value;
+  return sum;
+}
+
+void ReferenceOps::adamw(const AdamwArguments& a, const Tensor& gradient, const Tensor& master, const Tensor& m,
+                         const Tensor& v, const Tensor& weight) {
+  const auto g = read(gradient);
+  auto p = read(master), mv = read(m), vv = read(v);
+  const double correction1 = 1 - std::pow(a.beta1, static_cast<double>(a.step));
+  const double correction2 = 1 - std::pow(a.beta2, static_cast<double>(a.step));
+  for (std::size_t i = 0; i < p.size(); ++i) {
+    const double scaled = a.gradient_scale * g[i];
+    mv[i] = a.beta1 * mv[i] + (1 - a.beta1) * scaled;
+    vv[i] = a.beta2 * vv[i] + (1 - a.beta2) * scaled * scaled;
+    const double update = mv[i] / correction1 / (std::sqrt(vv[i] / correction2) + a.epsilon);
+    p[i] -= a.learning_rate * (update + a.weight_decay * p[i]);
+  }
+  write(mv, m);
+  write(vv, v);
+  write(p, master);
+  if (weight) convert(master, weight);
+}
+
+}  // namespace dropcycle
