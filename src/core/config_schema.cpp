@@ -142,8 +142,8 @@ void add_train(Keys& keys) {
        {"train.jitter", train<&C::jitter>, "", "the router's input is multiplied by uniform [1 - jitter, 1 + jitter]",
         kBelowOne},
        {"train.log_interval", train<&C::log_interval>, "steps", "a line on the terminal every so many", kPositive},
-       {"train.eval_interval", train<&C::eval_interval>, "steps", "held-out loss every so many; 0: at the end only",
-        kNotNegative},
+       {"train.eval_interval", train<&C::eval_interval>, "steps",
+        "held-out loss every so many; 0: only before the first and after the last", kNotNegative},
        {"train.eval_batches", train<&C::eval_batches>, "sequences", "of each held-out source; 0: all", kNotNegative},
        {"train.seed", train<&C::seed>, "", "seed of router jitter", kNotNegative}});
 }

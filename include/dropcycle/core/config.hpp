@@ -71,7 +71,7 @@ struct TrainConfig {
   double z_coefficient = 0;
   double jitter = 0;
   std::int64_t log_interval = 1;
-  std::int64_t eval_interval = 0;  // 0: at the end only
+  std::int64_t eval_interval = 0;  // steps; 0: only before the first and after the last
   std::int64_t eval_batches = 0;   // sequences per source, 0: all
   std::uint64_t seed = 1;
 

@@ -1,0 +1,24 @@
+// The verbs of the binary: one file each, which adds its subcommand, options and callback.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace CLI {
+class App;
+}
+
+namespace dropcycle {
+
+class Error;
+
+void add_config(CLI::App& app);
+
+// `--set key=value`, repeatable, of every verb that reads a configuration.
+void add_set_option(CLI::App& verb, std::vector<std::string>& overrides);
+
+// One line on standard error, "dropcycle: error: [rank N: ]message" (no "error" for Status::requeue, which is none);
+// `rank` is shown if it isn't negative. Returns the exit status.
+int report(const Error& error, int rank = -1);
+
+}  // namespace dropcycle
