@@ -8,7 +8,8 @@
 #include <cstring>
 
 int main(int argc, char** argv) {
-  MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, nullptr);
+  int thread_level = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &thread_level);
   int ranks = 0;
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
   for (int i = 1; i + 1 < argc; ++i) {

@@ -2,9 +2,13 @@
 //
 //   rank = tp + TP*(cp + CP*(dp + DP*pp))                       dense grid, tp fastest, pp slowest
 //   q = rank mod (TP*CP*DP);   q = etp + ETP*(ep + EP*edp)      expert grid on the same ranks
+//
+// A pipeline stage (one pp) is TP*CP*DP ranks; both grids divide the same stage, so ETP*EP*EDP = TP*CP*DP.
 #pragma once
 
+#include <array>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace dropcycle {
@@ -22,27 +26,40 @@ enum class GroupKind {
   cp,               // same (tp, dp, pp)
   dp,               // same (tp, cp, pp)
   pp,               // same (tp, cp, dp)
-  dense_gradient,   // dp × cp: replicas of a dense parameter
+  dense_gradient,   // same (tp, pp), dp × cp: replicas of a dense parameter
   etp,              // same (ep, edp, pp)
   ep,               // same (etp, edp, pp)
-  expert_gradient,  // edp: replicas of an expert's parameter
+  expert_gradient,  // same (etp, ep, pp), edp: replicas of an expert's parameter
 };
+inline constexpr std::array<GroupKind, 9> kGroupKinds = {GroupKind::world, GroupKind::tp, GroupKind::cp,
+                                                         GroupKind::dp,    GroupKind::pp, GroupKind::dense_gradient,
+                                                         GroupKind::etp,   GroupKind::ep, GroupKind::expert_gradient};
+// "world", "tp", ..., "expert_gradient".
+std::string_view name(GroupKind kind);
 
 struct Coordinates {
   int tp, cp, dp, pp, etp, ep, edp;
+  bool operator==(const Coordinates&) const = default;
 };
 
 class Topology {
  public:
-  // Resolves dp and checks every divisibility. Throws Error{usage} with the numbers and the nearest valid choices.
+  // Resolves dp and checks every divisibility: TP*CP*PP divides the ranks, TP*CP*DP*PP equals them, ETP*EP divides
+  // TP*CP*DP. Throws Error{usage} with the numbers and the nearest valid choices.
   Topology(const Layout& layout, int world_size);
 
   int world_size() const { return world_size_; }
   const Layout& layout() const { return layout_; }  // dp resolved
   int expert_data_parallel() const { return edp_; }
+  // Ranks of one pipeline stage: TP*CP*DP = ETP*EP*EDP.
+  int stage_size() const { return layout_.tp * layout_.cp * layout_.dp; }
+  // Both throw Error{internal} for a rank or a coordinate outside the grid.
   Coordinates coordinates(int rank) const;
+  // The inverse of coordinates() on the dense grid.
+  int rank_of(int tp, int cp, int dp, int pp) const;
   // Members of `rank`'s group, ascending; the rank itself is among them.
   std::vector<int> members(GroupKind kind, int rank) const;
+  int group_size(GroupKind kind) const;
   // "tp 1, cp 1, dp 2, pp 1; etp 1, ep 2, edp 1".
   std::string describe() const;
 

@@ -1,0 +1,89 @@
+#include <mpi.h>
+
+#include <algorithm>
+#include <array>
+
+#include "dropcycle/core/digest.hpp"
+#include "dropcycle/parallel/communicator.hpp"
+#include "mpi_communicator.hpp"
+
+namespace dropcycle {
+
+struct Groups::State {
+  Topology topology;
+  Coordinates coordinates;
+  std::array<std::unique_ptr<Communicator>, kGroupKinds.size()> communicators;
+};
+
+Groups::Groups(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Groups::Groups(Groups&&) noexcept = default;
+Groups& Groups::operator=(Groups&&) noexcept = default;
+Groups::~Groups() = default;
+
+const Topology& Groups::topology() const { return state_->topology; }
+const Coordinates& Groups::coordinates() const { return state_->coordinates; }
+Communicator& Groups::operator[](GroupKind kind) const {
+  return *state_->communicators[static_cast<std::size_t>(kind)];
+}
+
+Groups Groups::single() {
+  const Topology topology({}, 1);
+  auto state = std::make_unique<State>(State{topology, topology.coordinates(0), {}});
+  for (const GroupKind kind : kGroupKinds) {
+    state->communicators[static_cast<std::size_t>(kind)] = local_communicator(name(kind));
+  }
+  return Groups(std::move(state));
+}
+
+Groups Groups::over_mpi(const Topology& topology) {
+  int rank = 0, size = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  require(size == topology.world_size(), "a topology of {} ranks on {}", topology.world_size(), size);
+  auto state = std::make_unique<State>(State{topology, topology.coordinates(rank), {}});
+  for (const GroupKind kind : kGroupKinds) {
+    auto& communicator = state->communicators[static_cast<std::size_t>(kind)];
+    if (topology.group_size(kind) == 1) {
+      communicator = local_communicator(name(kind));
+      continue;
+    }
+    // Groups of one kind don't overlap: the lowest member tells them apart.
+    MPI_Comm comm = MPI_COMM_NULL;
+    check_mpi(MPI_Comm_split(MPI_COMM_WORLD, topology.members(kind, rank).front(), rank, &comm), "world", rank,
+              "creation of groups");
+    communicator = mpi_communicator(name(kind), CommHandle(comm));
+  }
+  return Groups(std::move(state));
+}
+
+namespace {
+
+std::vector<std::string_view> lines_of(std::string_view text) {
+  std::vector<std::string_view> lines;
+  while (!text.empty()) {
+    const std::size_t end = text.find('\n');
+    lines.push_back(text.substr(0, end));
+    text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
+  }
+  return lines;
+}
+
+}  // namespace
+
+void check_same_everywhere(Communicator& communicator, std::string_view label, const std::string& text) {
+  const std::vector<std::string> digests = communicator.all_gather_text(digest(text));
+  if (std::ranges::count(digests, digests[0]) == communicator.size()) return;
+  const std::vector<std::string> texts = communicator.all_gather_text(text);
+  const auto other = std::ranges::find_if(texts, [&](const std::string& found) { return found != texts[0]; });
+  require(other != texts.end(), "the {} of two ranks differ in their digests only", label);
+  const std::vector<std::string_view> expected = lines_of(texts[0]), found = lines_of(*other);
+  const auto line = static_cast<std::size_t>(std::ranges::mismatch(expected, found).in1 - expected.begin());
+  const auto shown = [line](const std::vector<std::string_view>& lines) {
+    return line < lines.size() ? lines[line] : "(nothing)";
+  };
+  fail(Status::peer,
+       "the {} of rank {} differs from rank 0's in line {}: '{}' instead of '{}': start all ranks with the same one",
+       label, other - texts.begin(), line + 1, shown(found), shown(expected));
+}
+
+}  // namespace dropcycle

@@ -1,0 +1,239 @@
+#include "mpi_communicator.hpp"
+
+#include <algorithm>
+#include <exception>
+#include <limits>
+
+namespace dropcycle {
+namespace {
+
+constexpr std::int64_t kMaxCount = std::numeric_limits<int>::max();
+constexpr std::int64_t kChunkElements = std::int64_t{1} << 28;  // of a collective cut into several calls
+
+MPI_Datatype summable_type(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return MPI_DOUBLE;
+    case DType::f32:
+      return MPI_FLOAT;
+    case DType::i32:
+      return MPI_INT32_T;
+    case DType::bf16:
+      break;
+  }
+  fail(Status::internal, "a reduction of {}: expected f64, f32 or i32", name(dtype));
+}
+
+void* element(const Tensor& x, std::int64_t index) {
+  return static_cast<std::byte*>(x.data) + index * size_bytes(x.dtype);
+}
+
+// call(first, count) for pieces that fit one MPI call each.
+template <class F>
+void for_each_chunk(std::int64_t elements, F&& call) {
+  for (std::int64_t first = 0; first < elements; first += kChunkElements) {
+    call(first, static_cast<int>(std::min(kChunkElements, elements - first)));
+  }
+}
+
+// `bytes` bytes as one MPI element, so that MPI's int counts count rows.
+class RowType {
+ public:
+  explicit RowType(int bytes) {
+    MPI_Type_contiguous(bytes, MPI_BYTE, &type_);
+    MPI_Type_commit(&type_);
+  }
+  RowType(const RowType&) = delete;
+  RowType& operator=(const RowType&) = delete;
+  ~RowType() { MPI_Type_free(&type_); }
+  MPI_Datatype get() const { return type_; }
+
+ private:
+  MPI_Datatype type_ = MPI_DATATYPE_NULL;
+};
+
+class MpiRequest final : public Request {
+ public:
+  MpiRequest(std::string_view group, int rank) : group_(group), rank_(rank) {}
+  MpiRequest(const MpiRequest&) = delete;
+  MpiRequest& operator=(const MpiRequest&) = delete;
+  ~MpiRequest() override {
+    if (std::uncaught_exceptions() == 0) MPI_Waitall(count(), requests_.data(), MPI_STATUSES_IGNORE);
+  }
+  bool test() override {
+    int done = 0;
+    check_mpi(MPI_Testall(count(), requests_.data(), &done, MPI_STATUSES_IGNORE), group_, rank_, "test of all_reduce");
+    return done != 0;
+  }
+  void wait() override {
+    check_mpi(MPI_Waitall(count(), requests_.data(), MPI_STATUSES_IGNORE), group_, rank_, "wait for all_reduce");
+  }
+  MPI_Request* add() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
+
+ private:
+  int count() const { return static_cast<int>(requests_.size()); }
+  std::vector<MPI_Request> requests_;
+  std::string group_;
+  int rank_;
+};
+
+class MpiCommunicator final : public Communicator {
+ public:
+  MpiCommunicator(std::string_view group, CommHandle comm) : name_(group), comm_(std::move(comm)) {
+    MPI_Comm_set_errhandler(comm_.get(), MPI_ERRORS_RETURN);
+    check(MPI_Comm_rank(comm_.get(), &rank_), "start");
+    check(MPI_Comm_size(comm_.get(), &size_), "start");
+  }
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  const std::string& name() const override { return name_; }
+
+  void all_reduce(const Tensor& x) override { reduce(x, MPI_SUM, "all_reduce"); }
+  void all_reduce_max(const Tensor& x) override { reduce(x, MPI_MAX, "all_reduce_max"); }
+
+  std::unique_ptr<Request> start_all_reduce(const Tensor& x) override {
+    const MPI_Datatype type = summable_type(x.dtype);
+    auto request = std::make_unique<MpiRequest>(name_, rank_);
+    for_each_chunk(x.elements(), [&](std::int64_t first, int count) {
+      check(MPI_Iallreduce(MPI_IN_PLACE, element(x, first), count, type, MPI_SUM, comm_.get(), request->add()),
+            "start_all_reduce");
+    });
+    return request;
+  }
+
+  void all_gather(const Tensor& x, const Tensor& out) override {
+    require(x.dtype == out.dtype && out.elements() == size_ * x.elements(), "group {}: all_gather of {} into {}", name_,
+            to_string(x.shape), to_string(out.shape));
+    if (x.elements() == 0) return;
+    const std::int64_t rows = x.shape.dims() == 0 ? 1 : x.shape[0];
+    const RowType row(as_count(x.bytes() / rows, "all_gather"));
+    const int count = as_count(rows, "all_gather");
+    check(MPI_Allgather(x.data, count, row.get(), out.data, count, row.get(), comm_.get()), "all_gather");
+  }
+
+  void reduce_scatter(const Tensor& x, const Tensor& out) override {
+    require(x.dtype == out.dtype && x.elements() == size_ * out.elements(), "group {}: reduce_scatter of {} into {}",
+            name_, to_string(x.shape), to_string(out.shape));
+    const int count = as_count(out.elements(), "reduce_scatter");
+    check(MPI_Reduce_scatter_block(x.data, out.data, count, summable_type(x.dtype), MPI_SUM, comm_.get()),
+          "reduce_scatter");
+  }
+
+  void all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
+                  std::span<const std::int64_t> recv) override {
+    const std::int64_t row_bytes = bytes_of_row(x);
+    require(x.dtype == out.dtype && row_bytes == bytes_of_row(out), "group {}: all_to_all of {} {} into {} {}", name_,
+            dropcycle::name(x.dtype), to_string(x.shape), dropcycle::name(out.dtype), to_string(out.shape));
+    const Counts sent = counts(send, x, "sent from"), received = counts(recv, out, "received into");
+    const RowType row(as_count(row_bytes, "all_to_all"));
+    check(MPI_Alltoallv(x.data, sent.rows.data(), sent.first.data(), row.get(), out.data, received.rows.data(),
+                        received.first.data(), row.get(), comm_.get()),
+          "all_to_all");
+  }
+
+  void all_to_all_counts(std::span<const std::int64_t> send, std::span<std::int64_t> recv) override {
+    const auto ranks = static_cast<std::size_t>(size_);
+    require(send.size() == recv.size() && send.size() % ranks == 0,
+            "group {}: all_to_all_counts of {} values into {} over {} ranks", name_, send.size(), recv.size(), size_);
+    const int count = as_count(static_cast<std::int64_t>(send.size() / ranks), "all_to_all_counts");
+    check(MPI_Alltoall(send.data(), count, MPI_INT64_T, recv.data(), count, MPI_INT64_T, comm_.get()),
+          "all_to_all_counts");
+  }
+
+  void broadcast(void* data, std::int64_t size_bytes, int root) override {
+    for_each_chunk(size_bytes, [&](std::int64_t first, int count) {
+      check(MPI_Bcast(static_cast<std::byte*>(data) + first, count, MPI_BYTE, root, comm_.get()), "broadcast");
+    });
+  }
+
+  std::vector<std::string> all_gather_text(const std::string& text) override {
+    const auto length = static_cast<std::int64_t>(text.size());
+    std::vector<std::int64_t> lengths(static_cast<std::size_t>(size_));
+    check(MPI_Allgather(&length, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, comm_.get()), "all_gather_text");
+    const Counts parts = counts(lengths, "all_gather_text");
+    std::string all(static_cast<std::size_t>(parts.first.back() + parts.rows.back()), '\0');
+    check(MPI_Allgatherv(text.data(), as_count(length, "all_gather_text"), MPI_CHAR, all.data(), parts.rows.data(),
+                         parts.first.data(), MPI_CHAR, comm_.get()),
+          "all_gather_text");
+    std::vector<std::string> result;
+    for (std::size_t r = 0; r < parts.rows.size(); ++r) {
+      result.push_back(all.substr(static_cast<std::size_t>(parts.first[r]), static_cast<std::size_t>(parts.rows[r])));
+    }
+    return result;
+  }
+
+  void barrier() override { check(MPI_Barrier(comm_.get()), "barrier"); }
+
+ private:
+  // MPI's counts and displacements.
+  struct Counts {
+    std::vector<int> rows, first;
+    std::int64_t total = 0;
+  };
+
+  void check(int code, const char* call) const { check_mpi(code, name_, rank_, call); }
+
+  int as_count(std::int64_t count, const char* call) const {
+    require(count >= 0 && count <= kMaxCount, "group {}: {} of {} elements or rows: MPI counts at most {} in one call",
+            name_, call, count, kMaxCount);
+    return static_cast<int>(count);
+  }
+
+  Counts counts(std::span<const std::int64_t> rows, const char* call) const {
+    require(rows.size() == static_cast<std::size_t>(size_), "group {}: {} of {} counts for {} ranks", name_, call,
+            rows.size(), size_);
+    Counts result;
+    for (const std::int64_t count : rows) {
+      result.rows.push_back(as_count(count, call));
+      result.first.push_back(as_count(result.total, call));
+      result.total += count;
+    }
+    as_count(result.total, call);
+    return result;
+  }
+
+  Counts counts(std::span<const std::int64_t> rows, const Tensor& x, const char* direction) const {
+    Counts result = counts(rows, "all_to_all");
+    require(result.total <= x.shape[0], "group {}: {} rows are {} a tensor {}", name_, result.total, direction,
+            to_string(x.shape));
+    return result;
+  }
+
+  // Bytes of one row, known of a tensor without rows too.
+  std::int64_t bytes_of_row(const Tensor& x) const {
+    require(x.shape.dims() >= 1, "group {}: all_to_all of a scalar", name_);
+    return Shape(x.shape.sizes().subspan(1)).elements() * size_bytes(x.dtype);
+  }
+
+  void reduce(const Tensor& x, MPI_Op operation, const char* call) const {
+    const MPI_Datatype type = summable_type(x.dtype);
+    for_each_chunk(x.elements(), [&](std::int64_t first, int count) {
+      check(MPI_Allreduce(MPI_IN_PLACE, element(x, first), count, type, operation, comm_.get()), call);
+    });
+  }
+
+  std::string name_;
+  CommHandle comm_;
+  int rank_ = 0, size_ = 1;
+};
+
+}  // namespace
+
+CommHandle::~CommHandle() {
+  if (comm_ != MPI_COMM_NULL && std::uncaught_exceptions() == 0) MPI_Comm_free(&comm_);
+}
+
+void check_mpi(int code, std::string_view group, int rank, const char* call) {
+  if (code == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING] = "";
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  fail(Status::peer, "group {}, {} on its rank {}: {}: another rank failed, or the ranks are not in step", group, call,
+       rank, std::string_view(text, static_cast<std::size_t>(length)));
+}
+
+std::unique_ptr<Communicator> mpi_communicator(std::string_view group, CommHandle comm) {
+  return std::make_unique<MpiCommunicator>(group, std::move(comm));
+}
+
+}  // namespace dropcycle

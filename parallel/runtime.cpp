@@ -1,0 +1,126 @@
+#include "dropcycle/parallel/runtime.hpp"
+
+#include <mpi.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <thread>
+
+#include "mpi_communicator.hpp"
+
+namespace dropcycle {
+namespace {
+
+// How long a rank that isn't the first to fail waits to be ended by the one that is.
+constexpr std::chrono::seconds kPatience{5};
+
+// By Open MPI's mpirun, by srun --mpi=pmi2 and the launchers like MPICH's, or by srun --mpi=pmix.
+bool started_by_launcher() {
+  for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK"}) {
+    if (std::getenv(variable) != nullptr) return true;
+  }
+  return false;
+}
+
+// Tasks that srun started without telling them of each other would each train alone, silently.
+void refuse_unconnected_tasks() {
+  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  if (tasks != nullptr && std::atoi(tasks) > 1) {
+    fail(Status::usage,
+         "srun started {} tasks (SLURM_STEP_NUM_TASKS) without MPI between them: use `srun --mpi=pmix` or mpirun",
+         tasks);
+  }
+}
+
+std::string host_name() {
+  char host[256] = "";
+  gethostname(host, sizeof host - 1);
+  return host;
+}
+
+}  // namespace
+
+// One flag in memory that the ranks of a node share: the first to raise it reports the failure.
+struct Runtime::FailureBoard {
+  explicit FailureBoard(CommHandle node_comm) : node(std::move(node_comm)) {
+    void* memory = nullptr;
+    int rank = 0, unit = 0;
+    MPI_Aint size = 0;
+    MPI_Comm_rank(node.get(), &rank);
+    MPI_Win_allocate_shared(rank == 0 ? sizeof(int) : 0, sizeof(int), MPI_INFO_NULL, node.get(), &memory, &window);
+    MPI_Win_shared_query(window, 0, &size, &unit, &memory);
+    failed = static_cast<int*>(memory);
+    if (rank == 0) std::atomic_ref<int>(*failed).store(0);
+    MPI_Barrier(node.get());
+  }
+  FailureBoard(const FailureBoard&) = delete;
+  FailureBoard& operator=(const FailureBoard&) = delete;
+  ~FailureBoard() {
+    if (std::uncaught_exceptions() == 0) MPI_Win_free(&window);
+  }
+
+  CommHandle node;
+  MPI_Win window = MPI_WIN_NULL;
+  int* failed = nullptr;
+};
+
+Runtime::Runtime(int* argc, char*** argv) : host_(host_name()), exceptions_at_start_(std::uncaught_exceptions()) {
+  int initialized = 0;
+  MPI_Initialized(&initialized);
+  if (initialized == 0) {
+    if (!started_by_launcher()) {
+      refuse_unconnected_tasks();
+      return;
+    }
+    // A rank that waits gives its core to the others: where cores are shared a collective is a thousand times faster.
+    setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
+    int thread_level = 0;  // collectives come from one thread, which every level allows
+    MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &thread_level);
+    owns_mpi_ = true;
+  }
+  uses_mpi_ = true;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
+  MPI_Comm_size(MPI_COMM_WORLD, &size_);
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+  MPI_Comm node = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node), "world", rank_,
+            "division by node");
+  MPI_Comm_rank(node, &local_rank_);
+  MPI_Comm_size(node, &local_size_);
+  board_ = std::make_unique<FailureBoard>(CommHandle(node));
+}
+
+Runtime::~Runtime() {
+  if (!uses_mpi_) return;
+  if (std::uncaught_exceptions() > exceptions_at_start_) MPI_Abort(MPI_COMM_WORLD, static_cast<int>(Status::internal));
+  board_.reset();
+  if (owns_mpi_) MPI_Finalize();
+}
+
+std::string Runtime::prefix() const {
+  return size_ == 1 ? "" : fmt::format("rank {} of {} on {}: ", rank_, size_, host_);
+}
+
+Groups Runtime::groups(const Layout& layout) const {
+  const Topology topology(layout, size_);
+  return size_ == 1 ? Groups::single() : Groups::over_mpi(topology);
+}
+
+void Runtime::abort(Status status, std::string_view message) const {
+  const bool first = board_ == nullptr || std::atomic_ref<int>(*board_->failed).exchange(1) == 0;
+  if (first) {
+    const std::string line = fmt::format("dropcycle: error: {}{}\n", prefix(), message);
+    std::fwrite(line.data(), 1, line.size(), stderr);
+    std::fflush(nullptr);
+  } else {
+    std::this_thread::sleep_for(kPatience);
+  }
+  if (uses_mpi_) MPI_Abort(MPI_COMM_WORLD, static_cast<int>(status));
+  std::exit(static_cast<int>(status));
+}
+
+}  // namespace dropcycle

@@ -1,0 +1,170 @@
+#include "dropcycle/parallel/topology.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "dropcycle/core/error.hpp"
+
+namespace dropcycle {
+namespace {
+
+void check_positive(std::string_view axis, int size) {
+  if (size < 1) fail(Status::usage, "layout: {} = {}: every axis has at least 1 rank", axis, size);
+}
+
+// The greatest divisor of n up to `near` and the least above it: "2 or 4", "4".
+std::string nearest_divisors(int n, int near) {
+  int below = 0, above = 0;
+  for (int d = 1; d <= n; ++d) {
+    if (n % d != 0) continue;
+    if (d <= near) below = d;
+    if (d > near && above == 0) above = d;
+  }
+  return above == 0 ? fmt::format("{}", below) : fmt::format("{} or {}", below, above);
+}
+
+// The multiples of `step` on both sides of `near`: "4 or 8", "4".
+std::string nearest_multiples(int step, int near) {
+  const int below = near / step * step;
+  return below == 0 ? fmt::format("{}", step) : fmt::format("{} or {}", below, below + step);
+}
+
+}  // namespace
+
+std::string_view name(GroupKind kind) {
+  switch (kind) {
+    case GroupKind::world:
+      return "world";
+    case GroupKind::tp:
+      return "tp";
+    case GroupKind::cp:
+      return "cp";
+    case GroupKind::dp:
+      return "dp";
+    case GroupKind::pp:
+      return "pp";
+    case GroupKind::dense_gradient:
+      return "dense_gradient";
+    case GroupKind::etp:
+      return "etp";
+    case GroupKind::ep:
+      return "ep";
+    case GroupKind::expert_gradient:
+      return "expert_gradient";
+  }
+  return "unknown";
+}
+
+Topology::Topology(const Layout& layout, int world_size) : layout_(layout), world_size_(world_size), edp_(1) {
+  require(world_size >= 1, "a topology of {} ranks", world_size);
+  check_positive("tp", layout.tp);
+  check_positive("cp", layout.cp);
+  check_positive("pp", layout.pp);
+  check_positive("etp", layout.etp);
+  check_positive("ep", layout.ep);
+  if (layout.dp < 0) fail(Status::usage, "layout: dp = {}: expected 0 (what the ranks leave) or more", layout.dp);
+
+  // Each factor is at most world_size where the product goes on, so 64 bits hold it.
+  long long fixed = 1;
+  for (const int size : {layout.tp, layout.cp, layout.pp}) {
+    fixed *= size;
+    if (fixed > world_size) {
+      fail(Status::usage, "layout: tp {} * cp {} * pp {} needs more than the {} ranks started: make an axis smaller",
+           layout.tp, layout.cp, layout.pp, world_size);
+    }
+  }
+  if (world_size % fixed != 0) {
+    fail(Status::usage, "layout: {} ranks are not divisible by tp {} * cp {} * pp {} = {}: start {} ranks", world_size,
+         layout.tp, layout.cp, layout.pp, fixed, nearest_multiples(static_cast<int>(fixed), world_size));
+  }
+  const int data_parallel = world_size / static_cast<int>(fixed);
+  if (layout.dp != 0 && layout.dp != data_parallel) {
+    const long long wanted = fixed * layout.dp;
+    fail(Status::usage,
+         "layout: tp {} * cp {} * dp {} * pp {} = {} ranks and {} were started: set dp = {}, or start {} ranks",
+         layout.tp, layout.cp, layout.dp, layout.pp, wanted, world_size, data_parallel, wanted);
+  }
+  layout_.dp = data_parallel;
+
+  const int stage = stage_size();
+  if (stage % layout.etp != 0) {
+    fail(Status::usage, "layout: etp {} does not divide tp {} * cp {} * dp {} = {} ranks: the nearest etp is {}",
+         layout.etp, layout.tp, layout.cp, data_parallel, stage, nearest_divisors(stage, layout.etp));
+  }
+  const int expert_ranks = stage / layout.etp;
+  if (expert_ranks % layout.ep != 0) {
+    fail(Status::usage, "layout: ep {} does not divide tp {} * cp {} * dp {} / etp {} = {} ranks: the nearest ep is {}",
+         layout.ep, layout.tp, layout.cp, data_parallel, layout.etp, expert_ranks,
+         nearest_divisors(expert_ranks, layout.ep));
+  }
+  edp_ = expert_ranks / layout.ep;
+}
+
+Coordinates Topology::coordinates(int rank) const {
+  require(rank >= 0 && rank < world_size_, "rank {} of {}", rank, world_size_);
+  const auto& [tp, cp, dp, pp, etp, ep] = layout_;
+  const int q = rank % stage_size();
+  return {.tp = rank % tp,
+          .cp = rank / tp % cp,
+          .dp = rank / (tp * cp) % dp,
+          .pp = rank / stage_size(),
+          .etp = q % etp,
+          .ep = q / etp % ep,
+          .edp = q / (etp * ep)};
+}
+
+int Topology::rank_of(int tp, int cp, int dp, int pp) const {
+  require(tp >= 0 && tp < layout_.tp && cp >= 0 && cp < layout_.cp && dp >= 0 && dp < layout_.dp && pp >= 0 &&
+              pp < layout_.pp,
+          "coordinates tp {}, cp {}, dp {}, pp {} in {}", tp, cp, dp, pp, describe());
+  return tp + layout_.tp * (cp + layout_.cp * (dp + layout_.dp * pp));
+}
+
+std::vector<int> Topology::members(GroupKind kind, int rank) const {
+  const Coordinates at = coordinates(rank);
+  const auto& [tp, cp, dp, pp, etp, ep] = layout_;
+  // Every group is a row of ranks at a fixed stride (dp × cp too: dp goes on where cp ends).
+  int first = rank, count = 1, stride = 1;
+  switch (kind) {
+    case GroupKind::world:
+      first = 0, count = world_size_;
+      break;
+    case GroupKind::tp:
+      first = rank - at.tp, count = tp;
+      break;
+    case GroupKind::cp:
+      stride = tp, first = rank - at.cp * stride, count = cp;
+      break;
+    case GroupKind::dp:
+      stride = tp * cp, first = rank - at.dp * stride, count = dp;
+      break;
+    case GroupKind::pp:
+      stride = stage_size(), first = rank - at.pp * stride, count = pp;
+      break;
+    case GroupKind::dense_gradient:
+      stride = tp, first = rank - (at.cp + cp * at.dp) * stride, count = cp * dp;
+      break;
+    case GroupKind::etp:
+      first = rank - at.etp, count = etp;
+      break;
+    case GroupKind::ep:
+      stride = etp, first = rank - at.ep * stride, count = ep;
+      break;
+    case GroupKind::expert_gradient:
+      stride = etp * ep, first = rank - at.edp * stride, count = edp_;
+      break;
+  }
+  std::vector<int> result;
+  for (int i = 0; i < count; ++i) result.push_back(first + i * stride);
+  return result;
+}
+
+int Topology::group_size(GroupKind kind) const { return static_cast<int>(members(kind, 0).size()); }
+
+std::string Topology::describe() const {
+  return fmt::format("tp {}, cp {}, dp {}, pp {}; etp {}, ep {}, edp {}", layout_.tp, layout_.cp, layout_.dp,
+                     layout_.pp, layout_.etp, layout_.ep, edp_);
+}
+
+}  // namespace dropcycle

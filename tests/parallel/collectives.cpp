@@ -1,0 +1,319 @@
+// Collectives on 1 to 4 ranks: values against sums computed from every rank's input, which any rank can draw, and the
+// adjoint identity ⟨Ax, y⟩ = ⟨x, Aᵀy⟩ in double.
+#include <doctest/doctest.h>
+#include <mpi.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "dropcycle/parallel/communicator.hpp"
+
+using namespace dropcycle;
+
+namespace {
+
+int world_size() {
+  int size = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  return size;
+}
+
+Groups all_ranks() { return Groups::over_mpi(Topology({}, world_size())); }
+
+// A value in [-1, 1) that depends on every argument.
+double value(int seed, int rank, std::int64_t index) {
+  std::uint64_t word = 0x9e3779b97f4a7c15U * static_cast<std::uint64_t>(seed + 1) +
+                       0xbf58476d1ce4e5b9U * static_cast<std::uint64_t>(rank + 1) + static_cast<std::uint64_t>(index);
+  for (int i = 0; i < 3; ++i) word = (word ^ (word >> 29)) * 0x94d049bb133111ebU;
+  return static_cast<double>(word >> 11) * 0x1p-52 - 1.0;
+}
+
+template <class T = double>
+std::vector<T> draw(int seed, int rank, std::int64_t elements) {
+  std::vector<T> result(static_cast<std::size_t>(elements));
+  for (std::int64_t i = 0; i < elements; ++i) {
+    result[static_cast<std::size_t>(i)] = static_cast<T>(1000.0 * value(seed, rank, i));
+  }
+  return result;
+}
+
+double dot(const std::vector<double>& a, const std::vector<double>& b) {
+  REQUIRE(a.size() == b.size());
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// Σ over ranks of the local number.
+double sum_over_ranks(double local) {
+  MPI_Allreduce(MPI_IN_PLACE, &local, 1, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
+  return local;
+}
+
+void check_adjoint(double left, double right) {
+  CHECK(left != 0);  // the identity of two zeros says nothing
+  CHECK((std::abs(left - right) <= 1e-12 * (std::abs(left) + std::abs(right))));
+}
+
+// Rows that rank `from` sends to rank `to`: unlike in both directions, with empty pairs.
+std::int64_t rows_between(int from, int to) { return (3 * from + 5 * to + from * to) % 4 == 1 ? 0 : 1 + 2 * from + to; }
+
+struct Exchange {
+  std::vector<std::int64_t> send, recv;
+  std::int64_t sent = 0, received = 0;
+  Exchange(int rank, int size) {
+    for (int r = 0; r < size; ++r) {
+      send.push_back(rows_between(rank, r));
+      recv.push_back(rows_between(r, rank));
+      sent += send.back();
+      received += recv.back();
+    }
+  }
+};
+
+template <class T>
+void check_sums(Communicator& group) {
+  for (const std::int64_t elements : {0, 1, 2, 3, 7, 1000, 5000, 100003}) {
+    std::vector<T> x = draw<T>(1, group.rank(), elements), y = x;
+    group.all_reduce(Tensor(x.data(), Shape{elements}));
+    const auto request = group.start_all_reduce(Tensor(y.data(), Shape{elements}));
+    while (!request->test()) {
+    }
+    std::vector<T> lowest = x, highest = x;
+    MPI_Allreduce(MPI_IN_PLACE, lowest.data(), static_cast<int>(elements * sizeof(T)), MPI_BYTE, MPI_BAND,
+                  MPI_COMM_WORLD);
+    MPI_Allreduce(MPI_IN_PLACE, highest.data(), static_cast<int>(elements * sizeof(T)), MPI_BYTE, MPI_BOR,
+                  MPI_COMM_WORLD);
+    CHECK(std::memcmp(lowest.data(), highest.data(), x.size() * sizeof(T)) == 0);  // the same bits on all ranks
+    double worst = 0, worst_started = 0;
+    for (std::int64_t i = 0; i < elements; ++i) {
+      double expected = 0;
+      for (int r = 0; r < group.size(); ++r) expected += static_cast<double>(static_cast<T>(1000.0 * value(1, r, i)));
+      const auto at = static_cast<std::size_t>(i);
+      worst = std::max(worst, std::abs(static_cast<double>(x[at]) - expected));
+      worst_started = std::max(worst_started, std::abs(static_cast<double>(y[at]) - expected));
+    }
+    const double tolerance = std::is_same_v<T, std::int32_t> ? 0.0 : std::is_same_v<T, float> ? 1e-3 : 1e-11;
+    CHECK((worst <= tolerance));
+    CHECK((worst_started <= tolerance));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("all_reduce sums in f64, f32 and i32, with the same bits on every rank") {
+  Groups groups = all_ranks();
+  check_sums<double>(groups.world());
+  check_sums<float>(groups.world());
+  check_sums<std::int32_t>(groups.world());
+}
+
+TEST_CASE("all_reduce and identity are adjoint") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  std::vector<double> x = draw(1, group.rank(), 101), ax = x;
+  const std::vector<double> y = draw(2, 0, 101);  // replicated, as Ax is
+  group.all_reduce(Tensor(ax.data(), Shape{101}));
+  check_adjoint(dot(ax, y), sum_over_ranks(dot(x, y)));
+}
+
+TEST_CASE("all_gather and reduce_scatter are adjoint") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  for (const std::int64_t rows : {1, 3, 500}) {
+    const std::int64_t n = rows * 7, all = n * group.size();
+    // A = all_gather. Each rank's gathered copy has its own y, so the adjoint sums them.
+    std::vector<double> x = draw(3, group.rank(), n), ax(static_cast<std::size_t>(all));
+    std::vector<double> y = draw(4, group.rank(), all), aty(static_cast<std::size_t>(n));
+    group.all_gather(Tensor(x.data(), Shape{rows, 7}), Tensor(ax.data(), Shape{rows * group.size(), 7}));
+    group.reduce_scatter(Tensor(y.data(), Shape{rows * group.size(), 7}), Tensor(aty.data(), Shape{rows, 7}));
+    check_adjoint(sum_over_ranks(dot(ax, y)), sum_over_ranks(dot(x, aty)));
+    for (int r = 0; r < group.size(); ++r) {
+      const std::vector<double> part = draw(3, r, n);
+      CHECK(std::memcmp(part.data(), ax.data() + r * n, part.size() * sizeof(double)) == 0);
+    }
+  }
+}
+
+TEST_CASE("all_to_all and its exchange of counts are adjoint, with empty pairs") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  const Exchange e(group.rank(), group.size());
+  std::vector<double> x = draw(5, group.rank(), e.sent * 5), ax(static_cast<std::size_t>(e.received * 5));
+  std::vector<double> y = draw(6, group.rank(), e.received * 5), aty(static_cast<std::size_t>(e.sent * 5));
+  group.all_to_all(Tensor(x.data(), Shape{e.sent, 5}), e.send, Tensor(ax.data(), Shape{e.received, 5}), e.recv);
+  group.all_to_all(Tensor(y.data(), Shape{e.received, 5}), e.recv, Tensor(aty.data(), Shape{e.sent, 5}), e.send);
+  check_adjoint(sum_over_ranks(dot(ax, y)), sum_over_ranks(dot(x, aty)));
+  // And back again is the identity.
+  std::vector<double> back(x.size());
+  group.all_to_all(Tensor(ax.data(), Shape{e.received, 5}), e.recv, Tensor(back.data(), Shape{e.sent, 5}), e.send);
+  CHECK(back == x);
+}
+
+TEST_CASE("all_to_all puts each rank's rows where they belong, in any type") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  const Exchange e(group.rank(), group.size());
+  const auto row_value = [](int from, int to, std::int64_t row, int column) {
+    return static_cast<float>(from * 64 + to * 16 + (row % 8) * 2 + column);  // exact in bf16
+  };
+  std::vector<BF16> x;
+  for (int to = 0; to < group.size(); ++to) {
+    for (std::int64_t row = 0; row < rows_between(group.rank(), to); ++row) {
+      for (int column = 0; column < 2; ++column) x.emplace_back(row_value(group.rank(), to, row, column));
+    }
+  }
+  // Room for more rows than arrive: the rest isn't touched.
+  std::vector<BF16> out(static_cast<std::size_t>((e.received + 3) * 2), BF16(-1.0F));
+  group.all_to_all(Tensor(x.data(), Shape{e.sent, 2}), e.send, Tensor(out.data(), Shape{e.received + 3, 2}), e.recv);
+  std::size_t at = 0, wrong = 0;
+  for (int from = 0; from < group.size(); ++from) {
+    for (std::int64_t row = 0; row < rows_between(from, group.rank()); ++row) {
+      for (int column = 0; column < 2; ++column) {
+        if (static_cast<float>(out[at++]) != row_value(from, group.rank(), row, column)) ++wrong;
+      }
+    }
+  }
+  for (; at < out.size(); ++at) {
+    if (static_cast<float>(out[at]) != -1.0F) ++wrong;
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("all_to_all of no rows at all") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  const std::vector<std::int64_t> none(static_cast<std::size_t>(group.size()), 0);
+  group.all_to_all(Tensor(static_cast<float*>(nullptr), Shape{0, 8}), none,
+                   Tensor(static_cast<float*>(nullptr), Shape{0, 8}), none);
+  group.barrier();
+}
+
+TEST_CASE("all_to_all_counts transposes the table of counts") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  const std::int64_t n = 3;
+  std::vector<std::int64_t> send, recv(static_cast<std::size_t>(group.size() * n));
+  for (int to = 0; to < group.size(); ++to) {
+    for (std::int64_t i = 0; i < n; ++i) send.push_back(100 * group.rank() + 10 * to + i);
+  }
+  group.all_to_all_counts(send, recv);
+  for (int from = 0; from < group.size(); ++from) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      CHECK(recv[static_cast<std::size_t>(from * n + i)] == 100 * from + 10 * group.rank() + i);
+    }
+  }
+}
+
+TEST_CASE("maximum, broadcast and texts") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  double greatest[] = {static_cast<double>(group.rank()), -static_cast<double>(group.rank())};
+  group.all_reduce_max(Tensor(greatest, Shape{2}));
+  CHECK(greatest[0] == group.size() - 1);
+  CHECK(greatest[1] == 0);
+
+  const int root = group.size() - 1;
+  std::string text = group.rank() == root ? "from the last" : "_____________";
+  group.broadcast(text.data(), static_cast<std::int64_t>(text.size()), root);
+  CHECK(text == "from the last");
+
+  // The first rank's text is empty, the others' lengths differ.
+  const std::vector<std::string> texts =
+      group.all_gather_text(std::string(static_cast<std::size_t>(2 * group.rank()), 'x'));
+  REQUIRE(static_cast<int>(texts.size()) == group.size());
+  for (int r = 0; r < group.size(); ++r) {
+    CHECK(texts[static_cast<std::size_t>(r)] == std::string(static_cast<std::size_t>(2 * r), 'x'));
+  }
+}
+
+TEST_CASE("ranks that differ are refused with the first differing line and both values") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  check_same_everywhere(group, "config", "seed = 1\nlr = 0.1\n");
+  if (group.size() == 1) return;
+  const bool odd = group.rank() == 1;
+  const auto refusal = [&](const std::string& text) {
+    try {
+      check_same_everywhere(group, "config", text);
+      return std::string();
+    } catch (const Error& error) {
+      CHECK(error.status() == Status::peer);
+      return std::string(error.what());
+    }
+  };
+  // The same line on every rank, whichever is the odd one.
+  CHECK(refusal(odd ? "seed = 1\nlr = 0.2\n" : "seed = 1\nlr = 0.1\n") ==
+        "the config of rank 1 differs from rank 0's in line 2: 'lr = 0.2' instead of 'lr = 0.1': start all ranks with "
+        "the same one");
+  CHECK(refusal(odd ? "seed = 1\n" : "seed = 1\nlr = 0.1\n") ==
+        "the config of rank 1 differs from rank 0's in line 2: '(nothing)' instead of 'lr = 0.1': start all ranks with "
+        "the same one");
+  CHECK(refusal(odd ? "seed = 1\nlr = 0.1" : "seed = 1\nlr = 0.1\n").find("config of rank 1 differs") !=
+        std::string::npos);
+}
+
+TEST_CASE("groups of every kind sum over exactly their members") {
+  const int size = world_size();
+  for (const Layout& layout : {Layout{}, Layout{.ep = size}, Layout{.pp = size}, Layout{.tp = size}, Layout{.cp = size},
+                               Layout{.ep = size % 2 == 0 ? 2 : 1}, Layout{.tp = size % 2 == 0 ? 2 : 1}}) {
+    Groups groups = Groups::over_mpi(Topology(layout, size));
+    int rank = 0;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    CHECK(groups.coordinates() == groups.topology().coordinates(rank));
+    for (const GroupKind kind : kGroupKinds) {
+      Communicator& group = groups[kind];
+      const std::vector<int> members = groups.topology().members(kind, rank);
+      CAPTURE(group.name());
+      REQUIRE(group.size() == static_cast<int>(members.size()));
+      CHECK(members[static_cast<std::size_t>(group.rank())] == rank);
+      std::int32_t bit = 1 << rank;
+      group.all_reduce(Tensor(&bit, Shape{1}));
+      std::int32_t expected = 0;
+      for (const int member : members) expected += 1 << member;
+      CHECK(bit == expected);
+    }
+  }
+}
+
+TEST_CASE("a group of one without MPI copies") {
+  Groups groups = Groups::single();
+  for (const GroupKind kind : kGroupKinds) {
+    Communicator& group = groups[kind];
+    CHECK(group.size() == 1);
+    CHECK(group.name() == name(kind));
+    std::vector<float> x = {1, 2, 3, 4, 5, 6}, out(6);
+    group.all_reduce(Tensor(x.data(), Shape{6}));
+    group.start_all_reduce(Tensor(x.data(), Shape{6}))->wait();
+    const std::int64_t rows[] = {2};
+    group.all_to_all(Tensor(x.data(), Shape{3, 2}), rows, Tensor(out.data(), Shape{3, 2}), rows);
+    CHECK(out == std::vector<float>{1, 2, 3, 4, 0, 0});
+    group.all_gather(Tensor(x.data(), Shape{3, 2}), Tensor(out.data(), Shape{3, 2}));
+    CHECK(out == x);
+    const std::int64_t send[] = {4, 9};
+    std::int64_t recv[] = {0, 0};
+    group.all_to_all_counts(send, recv);
+    CHECK(recv[1] == 9);
+  }
+}
+
+TEST_CASE("misuse is refused before MPI sees it") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  const auto ranks = static_cast<std::size_t>(group.size());
+  std::vector<float> x(8 * ranks), out(8 * ranks);
+  const std::int64_t rows = 8 * group.size();
+  std::vector<std::int64_t> too_many(ranks, 9), negative(ranks, -1);
+  CHECK_THROWS_AS(
+      group.all_to_all(Tensor(x.data(), Shape{rows, 1}), too_many, Tensor(out.data(), Shape{rows, 1}), too_many),
+      Error);
+  CHECK_THROWS_AS(
+      group.all_to_all(Tensor(x.data(), Shape{rows, 1}), negative, Tensor(out.data(), Shape{rows, 1}), negative),
+      Error);
+  CHECK_THROWS_AS(group.all_gather(Tensor(x.data(), Shape{rows}), Tensor(out.data(), Shape{rows - 1})), Error);
+  if (group.size() > 1) {
+    std::vector<BF16> halves(4);
+    CHECK_THROWS_AS(group.all_reduce(Tensor(halves.data(), Shape{4})), Error);
+  }
+}
