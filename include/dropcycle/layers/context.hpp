@@ -1,0 +1,61 @@
+// What every layer's forward and backward are given. Layers hold sizes only: weights, gradients, activations and
+// memory are arguments, because several microbatches may be alive at once.
+#pragma once
+
+#include <cstdint>
+
+#include "dropcycle/device/arena.hpp"
+#include "dropcycle/ops/ops.hpp"
+#include "dropcycle/parallel/communicator.hpp"
+
+namespace dropcycle {
+
+// One microbatch of B sequences of S tokens, T = B*S rows. All i32 [T].
+struct Batch {
+  std::int64_t batch = 0, sequence = 0;
+  Tensor tokens;
+  Tensor targets;                 // negative: not predicted
+  Tensor positions;               // rotary positions
+  Tensor first_key;               // first place of the sequence that a token attends to; empty: 0
+  std::uint64_t first_token = 0;  // global index of the first token in the run (router jitter)
+  std::int64_t tokens_count() const { return batch * sequence; }
+};
+
+enum class Recompute {
+  none,
+  selective,  // norms and SwiGLU products are computed again in backward
+  full,       // each layer keeps its input only and runs forward again in backward
+};
+
+struct Context {
+  Ops& ops;
+  const Groups& groups;
+  Arena& saved;           // what backward reads; lives as long as the microbatch
+  Arena& scratch;         // given back when the function returns
+  DType compute;          // type of weights and activations
+  std::uint64_t version;  // of the weights (see Weight)
+  Recompute recompute = Recompute::none;
+
+  DType acc() const { return accumulator_of(compute); }
+  Weight weight(const Tensor& tensor) const { return {tensor, version}; }
+};
+
+// The residual stream between layers: its value is x + delta. The addition is fused into the next layer's norm.
+// delta may be empty (zero).
+struct Stream {
+  Tensor x, delta;
+};
+
+// Residual addition and norm at the head of every layer, and what its backward needs.
+struct NormSaved {
+  Tensor sum;      // [T,H] = x + delta, the norm's input
+  Tensor inv_rms;  // [T]
+  Tensor normed;   // [T,H]; empty when it is recomputed
+};
+
+// sum = x + delta; returns normed = rms_norm(sum) w. Under selective recompute `normed` lies in scratch.
+Tensor norm_forward(Context& context, const Stream& in, const Tensor& w, double epsilon, NormSaved& saved);
+// normed again: the saved one, or recomputed into scratch.
+Tensor norm_output(Context& context, const Tensor& w, double epsilon, const NormSaved& saved);
+
+}  // namespace dropcycle

@@ -1,0 +1,77 @@
+// The router: which K of E experts a token goes to, with what weight, and the balancing and z losses.
+//
+//   logits = x W_routerᵀ (fp32; x with jitter in training);  g = softmax over the K largest (the paper's Eq. 3)
+//
+// Balancing loss. With c_le the number of (token, k) pairs that layer l sends to expert e and p_lte the softmax over
+// all E logits, of a microbatch of T tokens:
+//   all_layers (the paper's code):  f_e = Σ_l c_le / (L T),  P_e = Σ_lt p_lte / (L T),  loss = E Σ_e f_e P_e
+//   per_layer:                      loss = (1/L) Σ_l E Σ_e f_le P_le
+// Balanced, both are K. f is a constant in backward: dloss/dp_lte = E f_e / (L T), E f_le / (L T).
+// z-loss (Zoph et al., 2022): mean over l and t of logsumexp(logits)².
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dropcycle/core/config.hpp"
+#include "dropcycle/layers/context.hpp"
+
+namespace dropcycle {
+
+enum class BalanceScope { all_layers, per_layer };
+
+// The losses' coefficients and the jitter, as a training step uses them.
+struct RouterTraining {
+  double balance = 0;  // coefficient, already divided by the number of microbatches in the global batch
+  BalanceScope scope = BalanceScope::all_layers;
+  double z = 0;       // likewise
+  double jitter = 0;  // 0 outside training
+  std::uint64_t seed = 0, step = 0;
+};
+
+// Sums over the microbatch that the losses are made of, one row a layer.
+struct RoutingStatistics {
+  RoutingStatistics() = default;
+  RoutingStatistics(std::int64_t layers, std::int64_t experts);
+
+  std::int64_t layers = 0, experts = 0;
+  std::vector<double> counts;         // [L,E]: c_le
+  std::vector<double> probabilities;  // [L,E]: Σ_t p_lte
+  std::vector<double> squared_lse;    // [L]: Σ_t lse²
+
+  double balance_loss(BalanceScope scope, std::int64_t tokens) const;
+  double z_loss(std::int64_t tokens) const;
+  // dloss/dp_lte for every token of layer l, times coefficient: [E].
+  std::vector<double> balance_gradient(BalanceScope scope, std::int64_t layer, std::int64_t tokens,
+                                       double coefficient) const;
+};
+
+struct RouterSaved {
+  Tensor input;          // [T,H] that the logits were made of (with jitter)
+  Tensor experts;        // i32 [T,K]
+  Tensor weights;        // [T,K]
+  Tensor probabilities;  // [T,E]
+  Tensor lse;            // [T]
+};
+
+class Router {
+ public:
+  // `layer` numbers the MoE layers from 0: the row of the statistics and the name of the jitter's stream.
+  Router(const ModelConfig& config, std::int64_t layer);
+  void forward(Context& context, const Tensor& w, const Tensor& x, std::uint64_t first_token,
+               const RouterTraining& training, RouterSaved& saved, RoutingStatistics& statistics) const;
+  // dx += , dw += from dweights [T,K] and the losses' gradients (statistics complete over all layers).
+  void backward(Context& context, const Tensor& w, const RouterSaved& saved, const RoutingStatistics& statistics,
+                const RouterTraining& training, std::uint64_t first_token, const Tensor& dweights, const Tensor& dx,
+                const Tensor& dw) const;
+
+ private:
+  RandomStream jitter_stream(const RouterTraining& training) const;
+
+  ModelConfig config_;
+  std::int64_t layer_;
+  RouterMode mode_;
+};
+
+}  // namespace dropcycle

@@ -1,0 +1,117 @@
+#include "dropcycle/layers/moe/dispatcher.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+namespace dropcycle {
+namespace {
+
+std::span<std::int64_t> array(Arena& arena, std::int64_t count) {
+  return {arena.array<std::int64_t>(count), static_cast<std::size_t>(count)};
+}
+
+}  // namespace
+
+Dispatcher::Dispatcher(const ModelConfig& config, const Groups& groups)
+    : experts_(config.experts), ranks_(groups[GroupKind::ep].size()), local_experts_(experts_ / ranks_) {
+  if (experts_ % ranks_ != 0) {
+    fail(Status::usage, "model.experts = {} can't be shared evenly by parallel.expert = {} ranks: choose a divisor",
+         experts_, ranks_);
+  }
+}
+
+DispatchPlan Dispatcher::plan(Context& c, const Tensor& experts) const {
+  const std::int64_t tokens = experts.shape[0], chosen = experts.shape[1];
+  const auto* ids = experts.as<std::int32_t>();
+  DispatchPlan plan;
+  plan.token_of_row = c.saved.tensor(DType::i32, {tokens * chosen});
+  plan.slots = c.saved.tensor(DType::i32, {tokens, chosen});
+  // 1. Counting sort by expert.
+  const auto counts = array(c.saved, experts_), next = array(c.saved, experts_);
+  std::fill(counts.begin(), counts.end(), 0);
+  for (std::int64_t i = 0; i < tokens * chosen; ++i) ++counts[static_cast<std::size_t>(ids[i])];
+  std::exclusive_scan(counts.begin(), counts.end(), next.begin(), std::int64_t{0});
+  auto* token_of_row = plan.token_of_row.as<std::int32_t>();
+  auto* slots = plan.slots.as<std::int32_t>();
+  for (std::int64_t i = 0; i < tokens * chosen; ++i) {
+    const std::int64_t row = next[static_cast<std::size_t>(ids[i])]++;
+    token_of_row[row] = static_cast<std::int32_t>(i / chosen);
+    slots[i] = static_cast<std::int32_t>(row);
+  }
+  // 2. Row counts for and from every rank: received[r, e] rows come from rank r for local expert e.
+  const auto received = array(c.saved, experts_);
+  c.groups[GroupKind::ep].all_to_all_counts(counts, received);
+  plan.send = array(c.saved, ranks_);
+  plan.receive = array(c.saved, ranks_);
+  for (std::int64_t r = 0; r < ranks_; ++r) {
+    const auto first = static_cast<std::ptrdiff_t>(r * local_experts_), last = first + local_experts_;
+    plan.send[static_cast<std::size_t>(r)] = std::reduce(counts.begin() + first, counts.begin() + last);
+    plan.receive[static_cast<std::size_t>(r)] = std::reduce(received.begin() + first, received.begin() + last);
+  }
+  // 3. Grouping by local expert.
+  group_received(c, received, plan);
+  return plan;
+}
+
+void Dispatcher::group_received(Context& c, std::span<const std::int64_t> received, DispatchPlan& plan) const {
+  plan.offsets = array(c.saved, local_experts_ + 1);
+  plan.offsets[0] = 0;
+  for (std::int64_t e = 0; e < local_experts_; ++e) {
+    std::int64_t rows = 0;
+    for (std::int64_t r = 0; r < ranks_; ++r) rows += received[static_cast<std::size_t>(r * local_experts_ + e)];
+    plan.offsets[static_cast<std::size_t>(e + 1)] = plan.offsets[static_cast<std::size_t>(e)] + rows;
+  }
+  if (ranks_ == 1) return;
+  plan.group_index = c.saved.tensor(DType::i32, {plan.rows()});
+  plan.ungroup_index = c.saved.tensor(DType::i32, {plan.rows()});
+  auto* group = plan.group_index.as<std::int32_t>();
+  auto* ungroup = plan.ungroup_index.as<std::int32_t>();
+  const auto next = array(c.saved, local_experts_);
+  std::copy_n(plan.offsets.begin(), local_experts_, next.begin());
+  std::int32_t row = 0;  // in the order of arrival: by source rank, then by local expert
+  for (std::size_t i = 0; i < received.size(); ++i) {
+    const std::size_t expert = i % static_cast<std::size_t>(local_experts_);
+    for (std::int64_t n = 0; n < received[i]; ++n, ++row) {
+      const std::int64_t grouped = next[expert]++;
+      group[grouped] = row;
+      ungroup[row] = static_cast<std::int32_t>(grouped);
+    }
+  }
+}
+
+Tensor Dispatcher::to_experts(Context& c, const DispatchPlan& plan, const Tensor& rows, Arena& arena) const {
+  const Shape shape{plan.rows(), rows.shape[1]};
+  const Tensor arrived = c.scratch.tensor(rows.dtype, shape);
+  c.groups[GroupKind::ep].all_to_all(rows, plan.send, arrived, plan.receive);
+  const Tensor grouped = arena.tensor(rows.dtype, shape);
+  c.ops.gather_rows(arrived, plan.group_index, grouped);
+  return grouped;
+}
+
+Tensor Dispatcher::dispatch(Context& c, const DispatchPlan& plan, const Tensor& x, Arena& arena) const {
+  const Shape shape{plan.token_of_row.shape[0], x.shape[1]};
+  const Tensor sorted = (ranks_ == 1 ? arena : c.scratch).tensor(x.dtype, shape);
+  c.ops.gather_rows(x, plan.token_of_row, sorted);
+  return ranks_ == 1 ? sorted : to_experts(c, plan, sorted, arena);
+}
+
+Tensor Dispatcher::collect(Context& c, const DispatchPlan& plan, const Tensor& grouped, Arena& arena) const {
+  if (ranks_ == 1) return grouped;
+  const Tensor arrived = c.scratch.tensor(grouped.dtype, grouped.shape);
+  c.ops.gather_rows(grouped, plan.ungroup_index, arrived);
+  const Tensor rows = arena.tensor(grouped.dtype, {plan.token_of_row.shape[0], grouped.shape[1]});
+  c.groups[GroupKind::ep].all_to_all(arrived, plan.receive, rows, plan.send);
+  return rows;
+}
+
+void Dispatcher::dispatch_backward(Context& c, const DispatchPlan& plan, const Tensor& dgrouped,
+                                   const Tensor& dx) const {
+  const Tensor drows = collect(c, plan, dgrouped, c.scratch);
+  c.ops.combine(drows, plan.slots, {}, dx);
+}
+
+Tensor Dispatcher::collect_backward(Context& c, const DispatchPlan& plan, const Tensor& drows) const {
+  return ranks_ == 1 ? drows : to_experts(c, plan, drows, c.scratch);
+}
+
+}  // namespace dropcycle

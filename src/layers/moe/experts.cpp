@@ -1,0 +1,57 @@
+#include "dropcycle/layers/moe/experts.hpp"
+
+#include <fmt/format.h>
+
+namespace dropcycle {
+
+void Experts::declare(const std::string& prefix, std::int64_t first, std::int64_t count,
+                      std::vector<ParameterSpec>& specs) const {
+  const std::int64_t hidden = config_.hidden_size, width = config_.intermediate_size;
+  const auto add = [&](std::int64_t e, const char* matrix, const Shape& shape, const char* block) {
+    specs.push_back({.name = fmt::format("{}experts.{}.{}", prefix, e, matrix),
+                     .shape = shape,
+                     .group = GradientGroup::expert,
+                     .block = prefix + block});
+  };
+  for (std::int64_t e = first; e < first + count; ++e) {
+    add(e, "gate", {width, hidden}, "experts.gate_up");
+    add(e, "up", {width, hidden}, "experts.gate_up");
+  }
+  for (std::int64_t e = first; e < first + count; ++e) add(e, "down", {hidden, width}, "experts.down");
+}
+
+void Experts::forward(Context& c, const ExpertParameters<Tensor>& w, std::span<const std::int64_t> offsets,
+                      ExpertsSaved& saved, const Tensor& y) const {
+  const ArenaScope scope(c.scratch);
+  const std::int64_t rows = offsets.back(), width = config_.intermediate_size;
+  // 1. Gate and up.
+  saved.gate_up = c.saved.tensor(c.compute, {rows, 2 * width});
+  c.ops.grouped_linear(saved.input, offsets, c.weight(w.gate_up), saved.gate_up);
+  // 2. SwiGLU.
+  const bool keep = c.recompute != Recompute::selective;
+  const Tensor activated = (keep ? c.saved : c.scratch).tensor(c.compute, {rows, width});
+  c.ops.swiglu(saved.gate_up, activated);
+  saved.activated = keep ? activated : Tensor();
+  // 3. Down.
+  c.ops.grouped_linear(activated, offsets, c.weight(w.down), y);
+}
+
+void Experts::backward(Context& c, const ExpertParameters<Tensor>& w, const ExpertParameters<Tensor>& dw,
+                       std::span<const std::int64_t> offsets, const ExpertsSaved& saved, const Tensor& dy,
+                       const Tensor& dx) const {
+  const ArenaScope scope(c.scratch);
+  const std::int64_t rows = offsets.back(), width = config_.intermediate_size;
+  // 3. Down.
+  const Tensor dactivated = c.scratch.tensor(c.compute, {rows, width});
+  c.ops.grouped_linear_dx(dy, offsets, c.weight(w.down), dactivated);
+  // 2. SwiGLU.
+  const Tensor dgate_up = c.scratch.tensor(c.compute, {rows, 2 * width});
+  const Tensor again = saved.activated ? Tensor() : c.scratch.tensor(c.compute, {rows, width});
+  c.ops.swiglu_backward(dactivated, saved.gate_up, dgate_up, again);
+  c.ops.grouped_linear_dw(dy, saved.activated ? saved.activated : again, offsets, dw.down);
+  // 1. Gate and up.
+  c.ops.grouped_linear_dx(dgate_up, offsets, c.weight(w.gate_up), dx);
+  c.ops.grouped_linear_dw(dgate_up, saved.input, offsets, dw.gate_up);
+}
+
+}  // namespace dropcycle

@@ -1,0 +1,135 @@
+#include "dropcycle/layers/moe/router.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace dropcycle {
+namespace {
+
+// Element i of an acc tensor.
+double element(const Tensor& x, std::int64_t i) {
+  return x.dtype == DType::f64 ? x.as<double>()[i] : static_cast<double>(x.as<float>()[i]);
+}
+
+Tensor to_acc(Context& c, const std::vector<double>& values) {
+  const Tensor out = c.scratch.tensor(c.acc(), {static_cast<std::int64_t>(values.size())});
+  c.ops.convert(Tensor(const_cast<double*>(values.data()), out.shape), out);
+  return out;
+}
+
+}  // namespace
+
+RoutingStatistics::RoutingStatistics(std::int64_t layers_, std::int64_t experts_)
+    : layers(layers_),
+      experts(experts_),
+      counts(static_cast<std::size_t>(layers * experts)),
+      probabilities(static_cast<std::size_t>(layers * experts)),
+      squared_lse(static_cast<std::size_t>(layers)) {}
+
+double RoutingStatistics::balance_loss(BalanceScope scope, std::int64_t tokens) const {
+  double loss = 0;
+  for (std::int64_t l = 0; l < layers; ++l) {
+    const auto gradient = balance_gradient(scope, l, tokens, 1.0);
+    for (std::int64_t e = 0; e < experts; ++e) {
+      loss += gradient[static_cast<std::size_t>(e)] * probabilities[static_cast<std::size_t>(l * experts + e)];
+    }
+  }
+  return loss;
+}
+
+double RoutingStatistics::z_loss(std::int64_t tokens) const {
+  double sum = 0;
+  for (const double value : squared_lse) sum += value;
+  return sum / static_cast<double>(layers * tokens);
+}
+
+std::vector<double> RoutingStatistics::balance_gradient(BalanceScope scope, std::int64_t layer, std::int64_t tokens,
+                                                        double coefficient) const {
+  std::vector<double> gradient(static_cast<std::size_t>(experts));
+  const double all = static_cast<double>(layers * tokens);
+  for (std::int64_t e = 0; e < experts; ++e) {
+    double share = 0;  // f_e or f_le
+    if (scope == BalanceScope::per_layer) {
+      share = counts[static_cast<std::size_t>(layer * experts + e)] / static_cast<double>(tokens);
+    } else {
+      for (std::int64_t l = 0; l < layers; ++l) share += counts[static_cast<std::size_t>(l * experts + e)] / all;
+    }
+    gradient[static_cast<std::size_t>(e)] = coefficient * static_cast<double>(experts) * share / all;
+  }
+  return gradient;
+}
+
+Router::Router(const ModelConfig& config, std::int64_t layer)
+    : config_(config),
+      layer_(layer),
+      mode_(config.router_mode == "topk_softmax" ? RouterMode::topk_softmax : RouterMode::softmax_topk) {
+  require(config.router_mode == "topk_softmax" || config.router_mode == "softmax_topk", "router mode '{}'",
+          config.router_mode);
+  require(config.experts_per_token >= 1 && config.experts_per_token <= config.experts, "{} of {} experts per token",
+          config.experts_per_token, config.experts);
+}
+
+RandomStream Router::jitter_stream(const RouterTraining& training) const {
+  return {training.seed, Purpose::jitter, fmt::format("layers.{}", layer_), training.step};
+}
+
+void Router::forward(Context& c, const Tensor& w, const Tensor& x, std::uint64_t first_token,
+                     const RouterTraining& training, RouterSaved& saved, RoutingStatistics& statistics) const {
+  const ArenaScope scope(c.scratch);
+  const std::int64_t tokens = x.shape[0], experts = config_.experts, chosen = config_.experts_per_token;
+  // 1. Jitter.
+  saved.input = x;
+  if (training.jitter > 0) {
+    saved.input = c.saved.tensor(c.compute, x.shape);
+    c.ops.jitter(x, jitter_stream(training), first_token * static_cast<std::uint64_t>(config_.hidden_size),
+                 training.jitter, saved.input);
+  }
+  // 2. Logits in fp32.
+  const Tensor logits = c.scratch.tensor(c.acc(), {tokens, experts});
+  c.ops.router_logits(saved.input, w, logits);
+  // 3. Choice and weights.
+  saved.experts = c.saved.tensor(DType::i32, {tokens, chosen});
+  saved.weights = c.saved.tensor(c.acc(), {tokens, chosen});
+  saved.probabilities = c.saved.tensor(c.acc(), {tokens, experts});
+  saved.lse = c.saved.tensor(c.acc(), {tokens});
+  c.ops.route(logits, mode_, saved.experts, saved.weights, saved.probabilities, saved.lse);
+  // 4. Sums for the losses.
+  const Tensor sums = c.scratch.tensor(c.acc(), {experts});
+  c.ops.fill_zero(sums);
+  c.ops.sum_rows(saved.probabilities, sums);
+  const std::int64_t row = layer_ * experts;
+  for (std::int64_t e = 0; e < experts; ++e)
+    statistics.probabilities[static_cast<std::size_t>(row + e)] = element(sums, e);
+  std::fill_n(statistics.counts.begin() + row, experts, 0.0);
+  const auto* ids = saved.experts.as<std::int32_t>();
+  for (std::int64_t i = 0; i < tokens * chosen; ++i) statistics.counts[static_cast<std::size_t>(row + ids[i])] += 1;
+  double squares = 0;
+  for (std::int64_t t = 0; t < tokens; ++t) squares += element(saved.lse, t) * element(saved.lse, t);
+  statistics.squared_lse[static_cast<std::size_t>(layer_)] = squares;
+}
+
+void Router::backward(Context& c, const Tensor& w, const RouterSaved& saved, const RoutingStatistics& statistics,
+                      const RouterTraining& training, std::uint64_t first_token, const Tensor& dweights,
+                      const Tensor& dx, const Tensor& dw) const {
+  const ArenaScope scope(c.scratch);
+  const std::int64_t tokens = saved.weights.shape[0];
+  // 4 and 3. Losses and choice.
+  const Tensor dprobabilities =
+      training.balance == 0 ? Tensor()
+                            : to_acc(c, statistics.balance_gradient(training.scope, layer_, tokens, training.balance));
+  const double z = training.z / static_cast<double>(statistics.layers * tokens);
+  const Tensor dlogits = c.scratch.tensor(c.acc(), saved.probabilities.shape);
+  c.ops.route_backward(mode_, saved.experts, saved.weights, saved.probabilities, saved.lse, dweights, dprobabilities, z,
+                       dlogits);
+  // 2 and 1. Logits and jitter.
+  if (training.jitter == 0) return c.ops.router_logits_backward(dlogits, saved.input, w, dx, dw);
+  const Tensor djittered = c.scratch.tensor(c.compute, dx.shape);
+  c.ops.fill_zero(djittered);
+  c.ops.router_logits_backward(dlogits, saved.input, w, djittered, dw);
+  c.ops.jitter(djittered, jitter_stream(training), first_token * static_cast<std::uint64_t>(config_.hidden_size),
+               training.jitter, djittered);
+  c.ops.add(dx, djittered, dx);
+}
+
+}  // namespace dropcycle

@@ -1,0 +1,23 @@
+#include "dropcycle/layers/context.hpp"
+
+namespace dropcycle {
+
+Tensor norm_forward(Context& context, const Stream& in, const Tensor& w, double epsilon, NormSaved& saved) {
+  const Shape shape = in.x.shape;
+  saved.sum = in.delta ? context.saved.tensor(context.compute, shape) : in.x;
+  saved.inv_rms = context.saved.tensor(context.acc(), {shape[0]});
+  const bool keep = context.recompute != Recompute::selective;
+  const Tensor normed = (keep ? context.saved : context.scratch).tensor(context.compute, shape);
+  context.ops.add_rms_norm(in.x, in.delta, w, epsilon, in.delta ? saved.sum : Tensor(), normed, saved.inv_rms);
+  saved.normed = keep ? normed : Tensor();
+  return normed;
+}
+
+Tensor norm_output(Context& context, const Tensor& w, double epsilon, const NormSaved& saved) {
+  if (saved.normed) return saved.normed;
+  const Tensor normed = context.scratch.tensor(context.compute, saved.sum.shape);
+  context.ops.add_rms_norm(saved.sum, {}, w, epsilon, {}, normed, saved.inv_rms);
+  return normed;
+}
+
+}  // namespace dropcycle
