@@ -25,7 +25,7 @@ void AttentionLayer::declare(const std::string& prefix, std::vector<ParameterSpe
   specs.push_back({.name = prefix + "attention.output", .shape = {hidden, q}});
 }
 
-AttentionShape AttentionLayer::shape(const Batch& batch) const {
+AttentionShape AttentionLayer::shape(const Microbatch& batch) const {
   return {.batch = batch.batch,
           .sequence = batch.sequence,
           .heads = config_.heads,
@@ -37,8 +37,8 @@ Tensor AttentionLayer::inverse_frequencies_view() const {
   return {const_cast<double*>(inverse_frequencies_.data()), Shape{config_.head_size / 2}};
 }
 
-Stream AttentionLayer::forward(Context& c, const AttentionParameters<Tensor>& w, const Batch& batch, const Stream& in,
-                               const Tensor& delta, AttentionSaved& saved) const {
+Stream AttentionLayer::forward(Context& c, const AttentionParameters<Tensor>& w, const Microbatch& batch,
+                               const Stream& in, const Tensor& delta, AttentionSaved& saved) const {
   const ArenaScope scope(c.scratch);
   const AttentionShape s = shape(batch);
   const std::int64_t tokens = s.tokens();
@@ -59,7 +59,7 @@ Stream AttentionLayer::forward(Context& c, const AttentionParameters<Tensor>& w,
 }
 
 void AttentionLayer::backward(Context& c, const AttentionParameters<Tensor>& w, const AttentionParameters<Tensor>& dw,
-                              const Batch& batch, const AttentionSaved& saved, const Tensor& g) const {
+                              const Microbatch& batch, const AttentionSaved& saved, const Tensor& g) const {
   const ArenaScope scope(c.scratch);
   const AttentionShape s = shape(batch);
   // 5. Output projection.

@@ -116,7 +116,7 @@ Context Model::start(Recompute recompute) {
   return {ops_, groups_, saved_, scratch_, compute_, store_.version(), recompute};
 }
 
-Stream Model::layer_forward(Context& c, std::size_t l, const Batch& batch, const RouterTraining& training,
+Stream Model::layer_forward(Context& c, std::size_t l, const Microbatch& batch, const RouterTraining& training,
                             const Stream& in, const Tensor& delta, LayerSaved& saved, RoutingStatistics& routing,
                             const Look& look) {
   const LayerParameters<Tensor>& w = weights_.layers[l];
@@ -128,7 +128,7 @@ Stream Model::layer_forward(Context& c, std::size_t l, const Batch& batch, const
   return out;
 }
 
-Model::Forward Model::forward(Context& c, const Batch& batch, const RouterTraining& training, const Look& look) {
+Model::Forward Model::forward(Context& c, const Microbatch& batch, const RouterTraining& training, const Look& look) {
   const Shape shape{batch.tokens_count(), config_.hidden_size};
   Forward state;
   state.layers.resize(attention_.size());
@@ -160,7 +160,7 @@ Model::Forward Model::forward(Context& c, const Batch& batch, const RouterTraini
   return state;
 }
 
-void Model::layer_backward(Context& c, std::size_t l, const Batch& batch, const RouterTraining& training,
+void Model::layer_backward(Context& c, std::size_t l, const Microbatch& batch, const RouterTraining& training,
                            Forward& state, const Tensor& g) {
   const LayerParameters<Tensor>&w = weights_.layers[l], &dw = gradients_.layers[l];
   LayerSaved& saved = state.layers[l];
@@ -186,7 +186,8 @@ void Model::report_ready(const std::string& prefix, const GradientsReady& ready)
   }
 }
 
-MicrobatchLosses Model::summarise(const Batch& batch, const Tensor& losses, BalanceScope scope, Forward& state) const {
+MicrobatchLosses Model::summarise(const Microbatch& batch, const Tensor& losses, BalanceScope scope,
+                                  Forward& state) const {
   MicrobatchLosses result;
   const auto* targets = batch.targets.as<std::int32_t>();
   for (std::int64_t t = 0; t < batch.tokens_count(); ++t) {
@@ -202,7 +203,7 @@ MicrobatchLosses Model::summarise(const Batch& batch, const Tensor& losses, Bala
   return result;
 }
 
-MicrobatchLosses Model::forward_backward(const Batch& batch, const MicrobatchTraining& training,
+MicrobatchLosses Model::forward_backward(const Microbatch& batch, const MicrobatchTraining& training,
                                          const GradientsReady& ready) {
   Context c = start(training.recompute);
   const Shape shape{batch.tokens_count(), config_.hidden_size};
@@ -224,7 +225,7 @@ MicrobatchLosses Model::forward_backward(const Batch& batch, const MicrobatchTra
   return summarise(batch, losses, training.router.scope, state);
 }
 
-MicrobatchLosses Model::evaluate(const Batch& batch, const Tensor& losses) {
+MicrobatchLosses Model::evaluate(const Microbatch& batch, const Tensor& losses) {
   Context c = start(Recompute::full);  // keeps nothing but each layer's input
   Forward state = forward(c, batch, {});
   const Tensor out = losses ? losses : saved_.tensor(c.acc(), {batch.tokens_count()});
@@ -232,7 +233,7 @@ MicrobatchLosses Model::evaluate(const Batch& batch, const Tensor& losses) {
   return summarise(batch, out, BalanceScope::all_layers, state);
 }
 
-std::string Model::first_non_finite(const Batch& batch) {
+std::string Model::first_non_finite(const Microbatch& batch) {
   Context c = start(Recompute::none);
   std::string found;
   const Forward state = forward(c, batch, {}, [&](const std::string& place, const Tensor& x) {

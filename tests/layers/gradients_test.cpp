@@ -17,13 +17,13 @@ struct Case {
   bool reset = false;
 };
 
-double loss_at(Model& model, const Case& c, const Batch& batch) {
+double loss_at(Model& model, const Case& c, const Microbatch& batch) {
   model.weights_changed();
   return total_loss(model.forward_backward(batch, c.training), c.training);
 }
 
 // |analytic - numeric| over the larger of both, for the direction `stream` of one parameter.
-void check_parameter(Model& model, const Case& c, const Batch& batch, const ShardedTensor& part,
+void check_parameter(Model& model, const Case& c, const Microbatch& batch, const ShardedTensor& part,
                      const Tensor& gradient) {
   const auto count = static_cast<std::size_t>(part.local.elements());
   auto* values = part.local.as<double>();

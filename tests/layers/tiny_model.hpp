@@ -50,7 +50,7 @@ struct TinyBatch {
              .first_token = 100};
   }
   std::vector<std::int32_t> tokens, targets, positions, first_key;
-  Batch batch;
+  Microbatch batch;
 };
 
 // Normal weights of std 0.3, norms around one, the same for every layout.

@@ -36,11 +36,11 @@ class AttentionLayer {
   void declare(const std::string& prefix, std::vector<ParameterSpec>& specs) const;
 
   // Returns {sum, delta'}; delta' is written into `delta` [T,H], which may be in.delta.
-  Stream forward(Context& context, const AttentionParameters<Tensor>& w, const Batch& batch, const Stream& in,
+  Stream forward(Context& context, const AttentionParameters<Tensor>& w, const Microbatch& batch, const Stream& in,
                  const Tensor& delta, AttentionSaved& saved) const;
   // g [T,H]: on entry the gradient of sum + delta', on return that of x + delta (=). dw: +=.
   void backward(Context& context, const AttentionParameters<Tensor>& w, const AttentionParameters<Tensor>& dw,
-                const Batch& batch, const AttentionSaved& saved, const Tensor& g) const;
+                const Microbatch& batch, const AttentionSaved& saved, const Tensor& g) const;
   // One sequence with a cache: `in` holds the n newest rows, keys and values [capacity, Nkv D] hold `past` places and
   // get n more. Saves nothing.
   Stream forward_cached(Context& context, const AttentionParameters<Tensor>& w, const Tensor& positions,
@@ -48,7 +48,7 @@ class AttentionLayer {
                         std::int64_t past) const;
 
  private:
-  AttentionShape shape(const Batch& batch) const;
+  AttentionShape shape(const Microbatch& batch) const;
 
   ModelConfig config_;
   std::vector<double> inverse_frequencies_;  // theta^(-2i/D)

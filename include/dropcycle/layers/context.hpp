@@ -11,7 +11,7 @@
 namespace dropcycle {
 
 // One microbatch of B sequences of S tokens, T = B*S rows. All i32 [T].
-struct Batch {
+struct Microbatch {
   std::int64_t batch = 0, sequence = 0;
   Tensor tokens;
   Tensor targets;                 // negative: not predicted

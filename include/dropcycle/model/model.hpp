@@ -60,13 +60,13 @@ class Model {
   // Called as backward finishes gradients, from the last layers to the first; every range once.
   using GradientsReady = std::function<void(const FlatRange&)>;
   // Forward and backward; gradients +=.
-  MicrobatchLosses forward_backward(const Batch& batch, const MicrobatchTraining& training,
+  MicrobatchLosses forward_backward(const Microbatch& batch, const MicrobatchTraining& training,
                                     const GradientsReady& ready = {});
   // Forward only. If losses is not empty it gets each token's loss, acc [T].
-  MicrobatchLosses evaluate(const Batch& batch, const Tensor& losses = {});
+  MicrobatchLosses evaluate(const Microbatch& batch, const Tensor& losses = {});
   // Forward with a look at every layer's output: "embedding", "layers.3.attention", ..., "head" for the first one
   // with a NaN or an infinity, or "" where all are finite.
-  std::string first_non_finite(const Batch& batch);
+  std::string first_non_finite(const Microbatch& batch);
   // Bytes of activation memory at the peak so far.
   std::int64_t peak_activation_bytes() const;
   // Times that activation memory was asked from the system so far: constant once steps are alike.
@@ -91,13 +91,13 @@ class Model {
   ModelParameters<Tensor> bind(Get get) const;
 
   Context start(Recompute recompute);
-  Forward forward(Context& context, const Batch& batch, const RouterTraining& training, const Look& look = {});
-  Stream layer_forward(Context& context, std::size_t layer, const Batch& batch, const RouterTraining& training,
+  Forward forward(Context& context, const Microbatch& batch, const RouterTraining& training, const Look& look = {});
+  Stream layer_forward(Context& context, std::size_t layer, const Microbatch& batch, const RouterTraining& training,
                        const Stream& in, const Tensor& delta, LayerSaved& saved, RoutingStatistics& routing,
                        const Look& look = {});
-  void layer_backward(Context& context, std::size_t layer, const Batch& batch, const RouterTraining& training,
+  void layer_backward(Context& context, std::size_t layer, const Microbatch& batch, const RouterTraining& training,
                       Forward& state, const Tensor& g);
-  MicrobatchLosses summarise(const Batch& batch, const Tensor& losses, BalanceScope scope, Forward& state) const;
+  MicrobatchLosses summarise(const Microbatch& batch, const Tensor& losses, BalanceScope scope, Forward& state) const;
   void report_ready(const std::string& prefix, const GradientsReady& ready) const;
 
   ModelConfig config_;

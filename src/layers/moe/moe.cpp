@@ -19,8 +19,9 @@ void MoeLayer::declare(const std::string& prefix, std::vector<ParameterSpec>& sp
   experts_.declare(prefix + "moe.", first_expert_, dispatcher_.local_experts(), specs);
 }
 
-Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Batch& batch, const RouterTraining& training,
-                         const Stream& in, const Tensor& delta, MoeSaved& saved, RoutingStatistics& statistics) const {
+Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Microbatch& batch,
+                         const RouterTraining& training, const Stream& in, const Tensor& delta, MoeSaved& saved,
+                         RoutingStatistics& statistics) const {
   const ArenaScope scope(c.scratch);
   // 1. Residual addition and norm.
   const Tensor normed = norm_forward(c, in, w.norm, config_.norm_epsilon, saved.norm);
@@ -39,9 +40,9 @@ Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Batch
   return {saved.norm.sum, delta};
 }
 
-void MoeLayer::backward(Context& c, const MoeParameters<Tensor>& w, const MoeParameters<Tensor>& dw, const Batch& batch,
-                        const RouterTraining& training, const RoutingStatistics& statistics, const MoeSaved& saved,
-                        const Tensor& g) const {
+void MoeLayer::backward(Context& c, const MoeParameters<Tensor>& w, const MoeParameters<Tensor>& dw,
+                        const Microbatch& batch, const RouterTraining& training, const RoutingStatistics& statistics,
+                        const MoeSaved& saved, const Tensor& g) const {
   const ArenaScope scope(c.scratch);
   // 5. Combine.
   const Tensor drows = c.scratch.tensor(c.compute, saved.rows.shape);

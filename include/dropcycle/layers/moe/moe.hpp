@@ -33,12 +33,13 @@ class MoeLayer {
   // Appends norm, router and this rank's experts under `prefix`.
   void declare(const std::string& prefix, std::vector<ParameterSpec>& specs) const;
   // As AttentionLayer's; the layer's row of `statistics` is set.
-  Stream forward(Context& context, const MoeParameters<Tensor>& w, const Batch& batch, const RouterTraining& training,
-                 const Stream& in, const Tensor& delta, MoeSaved& saved, RoutingStatistics& statistics) const;
+  Stream forward(Context& context, const MoeParameters<Tensor>& w, const Microbatch& batch,
+                 const RouterTraining& training, const Stream& in, const Tensor& delta, MoeSaved& saved,
+                 RoutingStatistics& statistics) const;
   // `statistics` complete over all layers.
-  void backward(Context& context, const MoeParameters<Tensor>& w, const MoeParameters<Tensor>& dw, const Batch& batch,
-                const RouterTraining& training, const RoutingStatistics& statistics, const MoeSaved& saved,
-                const Tensor& g) const;
+  void backward(Context& context, const MoeParameters<Tensor>& w, const MoeParameters<Tensor>& dw,
+                const Microbatch& batch, const RouterTraining& training, const RoutingStatistics& statistics,
+                const MoeSaved& saved, const Tensor& g) const;
 
  private:
   ModelConfig config_;
