@@ -24,6 +24,7 @@ class Shape {
 
   int dims() const { return dims_; }
   std::int64_t operator[](int dim) const { return sizes_[static_cast<std::size_t>(dim)]; }
+  void set(int dim, std::int64_t size) { sizes_[static_cast<std::size_t>(dim)] = size; }
   std::int64_t elements() const;
   std::span<const std::int64_t> sizes() const { return {sizes_.data(), static_cast<std::size_t>(dims_)}; }
   bool operator==(const Shape& other) const;
