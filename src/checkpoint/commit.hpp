@@ -1,0 +1,23 @@
+// The steps around a save that both writers share.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "manifest.hpp"
+
+namespace dropcycle {
+
+// "rank_00003.h5".
+std::string rank_file_name(int rank);
+// `folder` + ".tmp".
+std::filesystem::path temporary_folder(const std::filesystem::path& folder);
+// An empty temporary folder for a save. Throws Error{storage}.
+void prepare_folder(const std::filesystem::path& temporary);
+// Adds the versions of dropcycle, HDF5 and the compiler to manifest.info, writes the manifest into the temporary folder
+// and gives the folder its name, replacing one that is there. Throws Error{storage}.
+void commit_folder(Manifest manifest, const std::filesystem::path& temporary, const std::filesystem::path& folder);
+// Removes a folder; a failure to do so is only logged.
+void remove_quietly(const std::filesystem::path& folder);
+
+}  // namespace dropcycle
