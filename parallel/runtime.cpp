@@ -3,6 +3,7 @@
 #include <mpi.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -113,7 +114,9 @@ Groups Runtime::groups(const Layout& layout) const {
 void Runtime::abort(Status status, std::string_view message) const {
   const bool first = board_ == nullptr || std::atomic_ref<int>(*board_->failed).exchange(1) == 0;
   if (first) {
-    const std::string line = fmt::format("dropcycle: error: {}{}\n", prefix(), message);
+    std::string line = fmt::format("dropcycle: error: {}{}", prefix(), message);
+    std::ranges::replace(line, '\n', ' ');
+    line += '\n';
     std::fwrite(line.data(), 1, line.size(), stderr);
     std::fflush(nullptr);
   } else {
