@@ -6,7 +6,7 @@ namespace dropcycle {
 
 GradientBuckets::GradientBuckets(Communicator& group, const Tensor& gradients, std::span<const std::int64_t> offsets,
                                  const BucketOptions& options)
-    : group_(group), gradients_(gradients), options_(options) {
+    : group_(group), gradients_(gradients), offsets_(offsets.begin(), offsets.end()), options_(options) {
   const std::int64_t elements = gradients.elements();
   require(gradients.shape.dims() == 1 && (gradients.dtype == DType::f32 || gradients.dtype == DType::f64),
           "gradient buckets of {} {}: expected a flat array in f32 or f64", name(gradients.dtype),
@@ -16,23 +16,33 @@ GradientBuckets::GradientBuckets(Communicator& group, const Tensor& gradients, s
           "gradient buckets of {} elements: {} parameter offsets that don't ascend from 0", elements, offsets.size());
   require(options.bucket_bytes >= 1, "gradient buckets of {} bytes", options.bucket_bytes);
   if (group.size() == 1) return;
+  // A parameter without elements has nothing to sum.
+  offsets_.erase(std::ranges::unique(offsets_).begin(), offsets_.end());
+  if (!offsets_.empty() && offsets_.back() == elements) offsets_.pop_back();
   std::int64_t last = elements;
-  for (auto first = offsets.rbegin(); first != offsets.rend(); ++first) {
+  std::size_t parameters = 0;  // of the bucket that grows
+  for (auto first = offsets_.rbegin(); first != offsets_.rend(); ++first) {
+    ++parameters;
     const bool large_enough = (last - *first) * size_bytes(gradients.dtype) >= options.bucket_bytes;
-    if (last == *first || (!large_enough && *first != 0)) continue;
-    buckets_.push_back({.first = *first, .last = last, .pending = last - *first, .request = nullptr});
+    if (!large_enough && first + 1 != offsets_.rend()) continue;
+    buckets_.push_back({.first = *first, .last = last, .parameters = parameters, .pending = parameters, .request = {}});
     last = *first;
+    parameters = 0;
   }
 }
 
 void GradientBuckets::mark_ready(std::int64_t first, std::int64_t last) {
   require(0 <= first && first <= last && last <= gradients_.elements(), "gradients [{}, {}) of {} marked as ready",
           first, last, gradients_.elements());
+  const auto parameters_before = [&](std::int64_t element) {
+    return std::ranges::lower_bound(offsets_, element) - offsets_.begin();
+  };
   for (Bucket& bucket : buckets_) {
-    const std::int64_t covered = std::min(last, bucket.last) - std::max(first, bucket.first);
-    if (covered <= 0) continue;
-    bucket.pending -= covered;
-    require(bucket.pending >= 0, "gradients [{}, {}) marked as ready twice in a step", first, last);
+    const std::int64_t from = std::max(first, bucket.first), to = std::min(last, bucket.last);
+    if (from >= to) continue;
+    const auto ready = static_cast<std::size_t>(parameters_before(to) - parameters_before(from));
+    require(ready <= bucket.pending, "gradients [{}, {}) marked as ready twice in a step", first, last);
+    bucket.pending -= ready;
   }
   if (!options_.overlap) return;
   start_complete();
@@ -47,7 +57,7 @@ void GradientBuckets::finish() {
   for (Bucket& bucket : buckets_) {
     if (bucket.request) bucket.request->wait();
     bucket.request.reset();
-    bucket.pending = bucket.last - bucket.first;
+    bucket.pending = bucket.parameters;
   }
   started_ = done_ = 0;
 }

@@ -26,11 +26,11 @@ struct BucketOptions {
 // A group of one does nothing.
 class GradientBuckets {
  public:
-  // `offsets`: first element of each parameter, ascending from 0; the last parameter ends with the array. The array's
-  // memory is fixed for the life of the object. Throws Error{internal} on offsets that don't fit.
+  // `offsets`: first element of each parameter, ascending from 0; a parameter, with the padding behind it, reaches to
+  // the next. The array's memory is fixed for the life of the object. Throws Error{internal} on offsets that don't fit.
   GradientBuckets(Communicator& group, const Tensor& gradients, std::span<const std::int64_t> offsets,
                   const BucketOptions& options = {});
-  // Elements [first, last) are final on this rank: whole parameters, each once a step (Error{internal} on a second
+  // The parameters that begin in [first, last) are final on this rank, each once a step (Error{internal} on a second
   // time). Starts the buckets that are complete and lets those under way make progress.
   void mark_ready(std::int64_t first, std::int64_t last);
   // Takes what was not marked as final too, and returns when all sums are there.
@@ -43,7 +43,8 @@ class GradientBuckets {
  private:
   struct Bucket {
     std::int64_t first, last;  // elements
-    std::int64_t pending;      // elements not yet final
+    std::size_t parameters;
+    std::size_t pending;  // parameters not yet final
     std::unique_ptr<Request> request;
   };
   void start_complete();
@@ -51,6 +52,7 @@ class GradientBuckets {
 
   Communicator& group_;
   Tensor gradients_;
+  std::vector<std::int64_t> offsets_;
   BucketOptions options_;
   std::vector<Bucket> buckets_;
   std::size_t started_ = 0, done_ = 0;  // the first buckets: under way, there
