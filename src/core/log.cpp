@@ -2,6 +2,7 @@
 
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 namespace dropcycle {
 namespace {
@@ -20,10 +21,15 @@ spdlog::level::level_enum to_spdlog(LogLevel level) {
   return spdlog::level::info;
 }
 
+// On a terminal a message first wipes the line, where a live line of a training run may stand.
+std::string pattern(std::string_view prefix) {
+  return fmt::format("{}%H:%M:%S %^%l%$ {}%v", ::isatty(STDERR_FILENO) == 1 ? "\x1b[2K" : "", prefix);
+}
+
 spdlog::logger& logger() {
   static spdlog::logger instance = [] {
     spdlog::logger created("dropcycle", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
-    created.set_pattern("%H:%M:%S %^%l%$ %v");
+    created.set_pattern(pattern(""));
     created.flush_on(spdlog::level::debug);
     return created;
   }();
@@ -34,7 +40,7 @@ spdlog::logger& logger() {
 
 void set_log(LogLevel level, std::string_view prefix) {
   logger().set_level(to_spdlog(level));
-  logger().set_pattern(fmt::format("%H:%M:%S %^%l%$ {}%v", prefix));
+  logger().set_pattern(pattern(prefix));
 }
 
 void log_message(LogLevel level, fmt::string_view format, fmt::format_args arguments) {

@@ -7,6 +7,7 @@
 #include <limits>
 #include <set>
 
+#include "../scratch_folder.hpp"
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/file.hpp"
 #include "dropcycle/core/suggest.hpp"
@@ -15,14 +16,8 @@ using namespace dropcycle;
 
 namespace {
 
-const std::filesystem::path kFolder = [] {
-  const auto folder = std::filesystem::temp_directory_path() / "dropcycle_config_test";
-  std::filesystem::create_directories(folder);
-  return folder;
-}();
-
 std::string write_config(const std::string& name, const std::string& text) {
-  const auto path = kFolder / name;
+  const auto path = scratch_folder() / name;
   write_file(path, text);
   return path.string();
 }
@@ -55,7 +50,7 @@ std::string resolve_message(const std::string& override_text) {
   Config config = small_config();
   const std::vector<std::string> overrides = {override_text};
   write_config("base.toml", to_toml(config));
-  config = load_config(kFolder / "base.toml", overrides);
+  config = load_config(scratch_folder() / "base.toml", overrides);
   return message([&] { resolve(config); });
 }
 
@@ -170,7 +165,7 @@ TEST_CASE("included files come first, overrides last") {
 
   CHECK(load_message("include = ['nowhere.toml']\n").find(":1:11: included file") != std::string::npos);
   CHECK(load_message("include = ['bad.toml']\n").find("includes itself") != std::string::npos);
-  CHECK_THROWS_AS(load_config(kFolder / "absent.toml", {}), Error);
+  CHECK_THROWS_AS(load_config(scratch_folder() / "absent.toml", {}), Error);
 }
 
 TEST_CASE("to_toml and load_config are inverse") {
