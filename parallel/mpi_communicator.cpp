@@ -81,6 +81,7 @@ class MpiCommunicator final : public Communicator {
  public:
   MpiCommunicator(std::string_view group, CommHandle comm) : name_(group), comm_(std::move(comm)) {
     MPI_Comm_set_errhandler(comm_.get(), MPI_ERRORS_RETURN);
+    MPI_Comm_set_name(comm_.get(), name_.c_str());
     check(MPI_Comm_rank(comm_.get(), &rank_), "start");
     check(MPI_Comm_size(comm_.get(), &size_), "start");
   }

@@ -1,0 +1,147 @@
+// Linked into every test under mpirun (through MPI's profiling interface): before each collective all ranks of the
+// communicator compare operation, element type and counts; a difference, or a rank that stays away for half a minute,
+// ends the test with a line that says who called what.
+#include <mpi.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr std::chrono::seconds kPatience{30};
+
+struct Call {
+  char operation[32] = "";
+  char type[24] = "";
+  std::int64_t count = 0;
+};
+
+int size_of(MPI_Comm comm) {
+  int size = 0;
+  PMPI_Comm_size(comm, &size);
+  return size;
+}
+
+// "all_reduce" of which communicator, by whom: the head of every line.
+void print_head(MPI_Comm comm, const Call& call) {
+  char name[MPI_MAX_OBJECT_NAME] = "";
+  int length = 0, rank = 0;
+  PMPI_Comm_get_name(comm, name, &length);
+  PMPI_Comm_rank(comm, &rank);
+  std::fprintf(stderr, "MPI checker: communicator %s, its rank %d calls %s of %lld %s; ", name, rank, call.operation,
+               static_cast<long long>(call.count), call.type);
+}
+
+void check(MPI_Comm comm, const char* operation, MPI_Datatype type, std::int64_t count) {
+  Call call;
+  std::snprintf(call.operation, sizeof call.operation, "%s", operation);
+  call.count = count;
+  char name[MPI_MAX_OBJECT_NAME] = "";
+  int length = 0;
+  PMPI_Type_get_name(type, name, &length);
+  std::snprintf(call.type, sizeof call.type, "%.23s", name);
+
+  std::vector<Call> calls(static_cast<std::size_t>(size_of(comm)));
+  MPI_Request request = MPI_REQUEST_NULL;
+  PMPI_Iallgather(&call, sizeof call, MPI_BYTE, calls.data(), sizeof call, MPI_BYTE, comm, &request);
+  const auto start = std::chrono::steady_clock::now();
+  for (int done = 0; done == 0;) {
+    PMPI_Test(&request, &done, MPI_STATUS_IGNORE);
+    if (done == 0 && std::chrono::steady_clock::now() - start > kPatience) {
+      print_head(comm, call);
+      std::fprintf(stderr, "another rank does not come\n");
+      PMPI_Abort(MPI_COMM_WORLD, 1);
+    }
+  }
+  for (std::size_t rank = 0; rank < calls.size(); ++rank) {
+    const Call& other = calls[rank];
+    if (std::memcmp(&other, &call, sizeof call) == 0) continue;
+    print_head(comm, call);
+    std::fprintf(stderr, "rank %zu calls %s of %lld %s\n", rank, other.operation, static_cast<long long>(other.count),
+                 other.type);
+    PMPI_Abort(MPI_COMM_WORLD, 1);
+  }
+}
+
+// Rank s sends what this rank expects from it, in bytes.
+void check_counts(MPI_Comm comm, const int* send, MPI_Datatype send_type, const int* receive,
+                  MPI_Datatype receive_type) {
+  int send_size = 0, receive_size = 0;
+  PMPI_Type_size(send_type, &send_size);
+  PMPI_Type_size(receive_type, &receive_size);
+  const auto ranks = static_cast<std::size_t>(size_of(comm));
+  std::vector<std::int64_t> sent(ranks), arriving(ranks);
+  for (std::size_t r = 0; r < ranks; ++r) sent[r] = std::int64_t{send[r]} * send_size;
+  PMPI_Alltoall(sent.data(), 1, MPI_INT64_T, arriving.data(), 1, MPI_INT64_T, comm);
+  for (std::size_t r = 0; r < ranks; ++r) {
+    const std::int64_t expected = std::int64_t{receive[r]} * receive_size;
+    if (arriving[r] == expected) continue;
+    Call call{.operation = "MPI_Alltoallv", .type = "bytes", .count = expected};
+    print_head(comm, call);
+    std::fprintf(stderr, "rank %zu sends it %lld bytes\n", r, static_cast<long long>(arriving[r]));
+    PMPI_Abort(MPI_COMM_WORLD, 1);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int MPI_Allreduce(const void* in, void* out, int count, MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
+  check(comm, "MPI_Allreduce", type, count);
+  return PMPI_Allreduce(in, out, count, type, op, comm);
+}
+
+int MPI_Iallreduce(const void* in, void* out, int count, MPI_Datatype type, MPI_Op op, MPI_Comm comm,
+                   MPI_Request* request) {
+  check(comm, "MPI_Iallreduce", type, count);
+  return PMPI_Iallreduce(in, out, count, type, op, comm, request);
+}
+
+int MPI_Allgather(const void* in, int in_count, MPI_Datatype in_type, void* out, int out_count, MPI_Datatype out_type,
+                  MPI_Comm comm) {
+  check(comm, "MPI_Allgather", in_type, in_count);
+  return PMPI_Allgather(in, in_count, in_type, out, out_count, out_type, comm);
+}
+
+int MPI_Allgatherv(const void* in, int in_count, MPI_Datatype in_type, void* out, const int* counts, const int* first,
+                   MPI_Datatype out_type, MPI_Comm comm) {
+  std::int64_t total = 0;
+  for (int r = 0; r < size_of(comm); ++r) total += counts[r];
+  check(comm, "MPI_Allgatherv", out_type, total);
+  return PMPI_Allgatherv(in, in_count, in_type, out, counts, first, out_type, comm);
+}
+
+int MPI_Reduce_scatter_block(const void* in, void* out, int count, MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
+  check(comm, "MPI_Reduce_scatter_block", type, count);
+  return PMPI_Reduce_scatter_block(in, out, count, type, op, comm);
+}
+
+int MPI_Alltoall(const void* in, int in_count, MPI_Datatype in_type, void* out, int out_count, MPI_Datatype out_type,
+                 MPI_Comm comm) {
+  check(comm, "MPI_Alltoall", in_type, in_count);
+  return PMPI_Alltoall(in, in_count, in_type, out, out_count, out_type, comm);
+}
+
+int MPI_Alltoallv(const void* in, const int* in_counts, const int* in_first, MPI_Datatype in_type, void* out,
+                  const int* out_counts, const int* out_first, MPI_Datatype out_type, MPI_Comm comm) {
+  check(comm, "MPI_Alltoallv", MPI_BYTE, 0);
+  check_counts(comm, in_counts, in_type, out_counts, out_type);
+  return PMPI_Alltoallv(in, in_counts, in_first, in_type, out, out_counts, out_first, out_type, comm);
+}
+
+int MPI_Bcast(void* data, int count, MPI_Datatype type, int root, MPI_Comm comm) {
+  check(comm, "MPI_Bcast", type, count);
+  return PMPI_Bcast(data, count, type, root, comm);
+}
+
+int MPI_Barrier(MPI_Comm comm) {
+  check(comm, "MPI_Barrier", MPI_BYTE, 0);
+  return PMPI_Barrier(comm);
+}
+
+}  // extern "C"
