@@ -77,6 +77,8 @@ int run(int argc, char** argv) {
   app.footer(kFooter);
   app.require_subcommand(1);
   app.get_formatter()->column_width(28);
+  add_tokenizer(app);
+  add_preprocess(app);
   add_config(app);
   try {
     app.parse(argc, argv);

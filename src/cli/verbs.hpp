@@ -13,6 +13,8 @@ namespace dropcycle {
 class Error;
 
 void add_config(CLI::App& app);
+void add_preprocess(CLI::App& app);
+void add_tokenizer(CLI::App& app);
 
 // `--set key=value`, repeatable, of every verb that reads a configuration.
 void add_set_option(CLI::App& verb, std::vector<std::string>& overrides);

@@ -23,13 +23,14 @@ struct PreprocessOptions {
   TextSplit split = TextSplit::files;
   bool append_eos = true, add_bos = false;
   bool strict = false;                         // any bad line is an error, after all were counted
+  bool overwrite = false;                      // replace the shards that have this prefix already
   int workers = 0;                             // 0: every core
   std::uint64_t max_line_bytes = 8ULL << 20;   // longer lines (text files) are skipped and quarantined
   std::uint64_t max_shard_bytes = 1ULL << 30;  // a shard ends with the document that reaches it
 };
 
 struct PreprocessReport {
-  std::uint64_t input_bytes = 0;  // after decompression
+  std::uint64_t input_bytes = 0;  // of the files as they are
   std::uint64_t documents = 0, text_bytes = 0, tokens = 0;
   std::uint64_t broken_json = 0, no_text = 0, not_a_string = 0, invalid_utf8 = 0, too_long = 0;
   std::uint64_t bad() const { return broken_json + no_text + not_a_string + invalid_utf8 + too_long; }
@@ -38,7 +39,7 @@ struct PreprocessReport {
 };
 
 // Throws Error{input} (no input, a damaged .gz, bad lines under strict), Error{usage}, Error{storage}.
-// Empty lines are passed over; an empty text is an empty document (its end id alone).
+// Empty lines are passed over; an empty text is a document without ids.
 PreprocessReport preprocess(const PreprocessOptions& options);
 
 }  // namespace dropcycle

@@ -66,19 +66,20 @@ class Encoder {
 };
 
 struct TokenizerOptions {
-  std::filesystem::path output;        // the model file; beside it the vocabulary as text, `output` with .vocab
+  std::filesystem::path output;        // the model file
   std::string type = "unigram";        // unigram or bpe
   std::int64_t vocab_size = 16384;     // pieces, the 256 byte pieces and control ids among them
-  int threads = 0;                     // 0: every core
+  int threads = 4;                     // not taken from the machine: rounding, so the model, depends on it a little
   std::int64_t sample_lines = 0;       // lines of text to train on, drawn at random; 0: all
   std::int64_t max_line_bytes = 8192;  // longer lines are cut (SentencePiece would drop them silently)
   double character_coverage = 0.9995;  // share of the text's characters that get pieces; others become bytes
   std::string text_key = "text";       // of JSONL inputs
-  std::uint64_t max_bytes = 0;         // text read in all, an equal part of each input; 0: everything
+  std::uint64_t max_bytes = 0;         // text taken in all, as much of each input and spread over it; 0: everything
 };
 
 // Trains a model: byte fallback (nothing is unknown), identity normalisation (decode(encode(x)) is x), digits one by
-// one, ids unk 0, bos 1, eos 2, no pad. Inputs as in preprocess(). Throws Error{input}, Error{usage} or Error{storage}.
+// one, ids unk 0, bos 1, eos 2, no pad. Inputs as in preprocess(): files or globs of JSONL or text, .gz and .zst too.
+// Documents that aren't whole JSON or UTF-8 are passed over. Throws Error{input}, Error{usage} or Error{storage}.
 Tokenizer train_tokenizer(const TokenizerOptions& options, const std::vector<std::string>& inputs);
 
 }  // namespace dropcycle
