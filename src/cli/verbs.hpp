@@ -12,6 +12,7 @@ namespace dropcycle {
 
 class Error;
 
+void add_compare(CLI::App& app);
 void add_config(CLI::App& app);
 void add_preprocess(CLI::App& app);
 void add_tokenizer(CLI::App& app);
