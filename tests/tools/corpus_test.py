@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tools"))
 
-from corpus_lib import build, debian, readers, sample, sources, split, text  # noqa: E402
+from corpus_lib import build, debian, extract, readers, sample, sources, split, text  # noqa: E402
 
 LONG_JA = "これは文書の本文であり、重複を調べるのに十分な長さを持つ一行である。"
 LONG_EN = "This sentence is long enough to be looked up among the lines that came before it."
@@ -38,6 +39,10 @@ class TextTest(unittest.TestCase):
     def test_navigation_is_left_out(self):
         page = '<nav><p>menu</p></nav><div class="sidebar left"><div>in</div>x</div><p id="toc">t</p><p id="stock">kept</p>'
         self.assertEqual(text.html_to_text(page), "kept")
+
+    def test_hidden_elements_are_left_out(self):
+        page = '<p>press <span hidden="true" class="MAC">Command</span><span class="not hidden">Ctrl</span>+B</p>'
+        self.assertEqual(text.html_to_text(page), "press Ctrl+B")
 
     def test_one_element_of_a_page(self):
         page = '<div>a</div><div id="main"><div>b</div>c</div><div>d</div>'
@@ -97,22 +102,13 @@ class SplitTest(unittest.TestCase):
 
 
 class ReaderTest(unittest.TestCase):
-    def setUp(self):
-        self._folder = tempfile.TemporaryDirectory()
-        self.folder = Path(self._folder.name)
-        self.addCleanup(self._folder.cleanup)
-
-    def path(self, name, data):
-        (self.folder / name).write_bytes(data)
-        return str(self.folder / name)
-
     def test_page_in_its_declared_charset(self):
         page = '<meta http-equiv="Content-Type" content="text/html; charset=EUC-KR"><p>한국어</p>'
-        self.assertEqual([d.text for d in readers.html_page(self.path("k.html", page.encode("euc-kr")))], ["한국어"])
+        self.assertEqual([d.text for d in readers.html_page(readers.File("/k.html", page.encode("euc-kr")))], ["한국어"])
 
     def test_compressed_text_in_parts(self):
-        path = self.path("f.gz", gzip.compress(b"one\n%\ntwo\r\nlines"))
-        documents = list(readers.plain_text(path, separator=r"\n%\n"))
+        file = readers.File("/f.gz", gzip.compress(b"one\n%\ntwo\r\nlines"))
+        documents = list(readers.plain_text(file, separator=r"\n%\n"))
         self.assertEqual([(d.part, d.text) for d in documents], [("0", "one"), ("1", "two\nlines")])
 
     def catalogue(self, messages):
@@ -123,13 +119,13 @@ class ReaderTest(unittest.TestCase):
                 tables[side].append(struct.pack("<2I", len(pair[side]), start + len(blob)))
                 blob += pair[side] + b"\0"
         head = struct.pack("<7I", 0x950412DE, 0, len(strings), 28, 28 + 8 * len(strings), 0, 0)
-        return self.path("m.mo", head + b"".join(tables[0] + tables[1]) + blob)
+        return readers.File("/m.mo", head + b"".join(tables[0] + tables[1]) + blob)
 
     def test_catalogue_splits_by_the_original_message(self):
         messages = {f"message {n}": f"<b>訳 {n}</b>" for n in range(300)} | {"": "header", "menu\x04same": "same"}
-        path = self.catalogue(messages)
-        japanese = list(readers.catalogue(path, markup=r"</?b>"))
-        english = list(readers.catalogue(path, original=True))
+        file = self.catalogue(messages)
+        japanese = list(readers.catalogue(file, markup=r"</?b>"))
+        english = list(readers.catalogue(file, original=True))
         for documents, prefix in ((japanese, "訳"), (english, "message")):
             lines = [(d.split, line) for d in documents for line in d.text.split("\n")]
             self.assertEqual(len(lines), 300)
@@ -143,19 +139,19 @@ class ReaderTest(unittest.TestCase):
             "Package: one\nDescription-md5: 0\nDescription-ja: 短い題\n 一行目の\n 続き\n .\n  * 例\n 次の\n 段落\n\n"
             "Package: two\nDescription-md5: 1\nDescription-ko: 제목\n 본문\n"
         )
-        documents = list(readers.package_descriptions(self.path("Translation-ja", index.encode()), "ja"))
+        documents = list(readers.package_descriptions(readers.File("/Translation-ja", index.encode()), "ja"))
         self.assertEqual([(d.part, d.text) for d in documents], [("one", "短い題\n一行目の続き\n* 例\n次の段落")])
 
     def test_dictionary_entries(self):
-        self.path("d.dict.dz", gzip.compress(b"00-header|first entry|second entry"))
+        beside = {"/d.dict.dz": gzip.compress(b"00-header|first entry|second entry")}
         index = "00-database\tA\tJ\nfirst\tK\tL\nagain\tK\tL\nsecond\tW\tM\n"
-        documents = list(readers.dictionary(self.path("d.index", index.encode())))
+        documents = list(readers.dictionary(readers.File("/d.index", index.encode(), beside)))
         self.assertEqual([(d.part, d.text) for d in documents], [("first", "first entry"), ("second", "second entry")])
 
     def test_code_of_a_sensible_size_in_utf8(self):
-        self.assertEqual(len(list(readers.code_file(self.path("a.py", b"x = 1\n" * 50)))), 1)
-        self.assertEqual(list(readers.code_file(self.path("b.py", b"x = 1\n"))), [])
-        self.assertEqual(list(readers.code_file(self.path("c.py", b"\xff = 1\n" * 50))), [])
+        self.assertEqual(len(list(readers.code_file(readers.File("/a.py", b"x = 1\n" * 50)))), 1)
+        self.assertEqual(list(readers.code_file(readers.File("/b.py", b"x = 1\n"))), [])
+        self.assertEqual(list(readers.code_file(readers.File("/c.py", b"\xff = 1\n" * 50))), [])
 
 
 class TinyPackages:
@@ -164,14 +160,15 @@ class TinyPackages:
     def __init__(self, folder):
         self._folder = folder
 
-    def root(self, name):
-        return self._folder / name
+    def size(self, name):
+        return len(name)
 
-    def files(self, source):
-        return sorted(str(path) for path in self.root(source.package).rglob("*.html"))
-
-    def inner_path(self, source, path):
-        return str(Path(path).relative_to(self.root(source.package)))
+    def read(self, name, wanted):
+        root = self._folder / name
+        for path in sorted(root.rglob("*")):
+            inner = "/" + str(path.relative_to(root))
+            if path.is_file() and wanted(inner):
+                yield inner, path.read_bytes()
 
 
 class BuildTest(unittest.TestCase):
@@ -188,10 +185,10 @@ class BuildTest(unittest.TestCase):
             for number in range(200):
                 (root / f"p{number}.html").write_text(f"<p>{body.format(number)}</p>", encoding="utf-8")
             self.sources.append(
-                sources.Source(f"help-{language}", language, f"help-{language}", "", readers.html_page))
+                sources.Source(f"help-{language}", language, f"help-{language}", r"/p\d+\.html$", readers.html_page, "p199"))
 
     def extract(self):
-        build.extract(self.sources, self.packages, self.folder / "texts", build.Stages())
+        extract.extract(self.sources, self.packages, self.folder / "texts", lambda *_: None)
 
     def records(self, domain, which):
         lines = (self.folder / "out" / domain / f"{which}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -200,7 +197,7 @@ class BuildTest(unittest.TestCase):
     def test_from_pages_to_splits(self):
         self.extract()
         counts = build.assemble(self.sources, self.folder / "texts", self.folder / "out")
-        self.assertEqual(sum(counts["help-ja"][which][0] for which in split.SPLITS), 200)
+        self.assertEqual(sum(counts["help-ja"][which][0] for which in split.SPLITS), 199)
         for which in split.SPLITS:
             english, japanese = self.records("en", which), self.records("ja", which)
             self.assertEqual(set(english[0]), {"id", "source", "text"})
@@ -223,19 +220,22 @@ class BuildTest(unittest.TestCase):
 
     def test_extraction_goes_on_where_it_was(self):
         self.extract()
-        whole = (self.folder / "texts/help-ja.jsonl").read_bytes()
-        (self.folder / "texts/help-en.jsonl").unlink()
+        whole = (self.folder / "texts/help-ja/help-ja.jsonl").read_bytes()
+        shutil.rmtree(self.folder / "texts/help-en")
         for page in (self.folder / "help-ja").rglob("*.html"):
             page.unlink()  # a finished source isn't read again
         self.extract()
-        self.assertEqual((self.folder / "texts/help-ja.jsonl").read_bytes(), whole)
-        self.assertEqual((self.folder / "texts/help-en.jsonl").read_text(encoding="utf-8").count("\n"), 200)
+        self.assertEqual((self.folder / "texts/help-ja/help-ja.jsonl").read_bytes(), whole)
+        self.assertEqual((self.folder / "texts/help-en/help-en.jsonl").read_text(encoding="utf-8").count("\n"), 199)
 
-    def test_a_source_without_files_is_an_error(self):
-        for page in (self.folder / "help-ja").rglob("*.html"):
-            page.unlink()
-        with self.assertRaisesRegex(debian.CorpusError, "help-ja"):
-            self.extract()
+    def test_copyright_files(self):
+        documentation = self.folder / "help-ja/usr/share/doc/help-ja"
+        documentation.mkdir(parents=True)
+        (documentation / "copyright").write_text("License: MIT\n")
+        self.extract()
+        self.assertEqual(extract.copyright_text(self.packages, "help-ja", self.folder / "texts"), "License: MIT\n")
+        with self.assertRaisesRegex(debian.CorpusError, "help-en"):
+            extract.copyright_text(self.packages, "help-en", self.folder / "texts")
 
     def test_too_little_text_is_an_error(self):
         sizes = {d: {"train": {"bytes": int(m * 1e6)}} for d, m in sources.LEAST_MEGABYTES["quick"].items()}

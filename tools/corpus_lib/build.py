@@ -6,28 +6,30 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import time
-from multiprocessing import Pool
 from pathlib import Path
 
 from .debian import CorpusError, Packages, licence_names
+from .extract import copyright_text, extract
 from .sample import write_tokenizer_sample
 from .sources import CORPORA, DOMAINS, LEAST_MEGABYTES
-from .split import SPLITS, Deduplicator, page_key, split_of
-from .text import clean
-
-_FILES_PER_TASK = 40
+from .split import SPLITS, Deduplicator
 
 
 class Stages:
     """Progress: a line with the time since the start, and how long each stage took."""
 
     def __init__(self):
-        self._start = time.monotonic()
+        self._start = self._last = time.monotonic()
 
     def say(self, text):
-        print(f"[{time.monotonic() - self._start:6.1f} s] {text}", flush=True)
+        self._last = time.monotonic()
+        print(f"[{self._last - self._start:6.1f} s] {text}", flush=True)
+
+    def progress(self, done, total, name):
+        """Says how far the stage is, every few seconds."""
+        if time.monotonic() - self._last > 5:
+            self.say(f"  {done} of {total} packages, now {name}")
 
 
 def write_whole(path, write):
@@ -47,63 +49,6 @@ def recipe_digest(name):
     return state.hexdigest()
 
 
-def read_files(source, paths, inner_paths):
-    """Every document of these files as [id, text, split], cleaned."""
-    documents = []
-    for path, inner in zip(paths, inner_paths):
-        for document in source.reader(path, **source.options):
-            text = clean(document.text, source.domain)
-            if text:
-                inner_id = f"{inner}#{document.part}" if document.part else inner
-                identity = f"{source.package}/{inner_id}"
-                documents.append([identity, text, document.split or split_of(page_key(inner_id))])
-    return documents
-
-
-def _start_worker():
-    """Workers leave Ctrl-C to the parent and die of its SIGTERM."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _read_task(task):
-    index, source, paths, inner_paths = task
-    return index, read_files(source, paths, inner_paths)
-
-
-def extract(sources, packages, folder, stages):
-    """One file of documents per source; those that are there already are kept."""
-    left = [source for source in sources if not (folder / f"{source.name}.jsonl").exists()]
-    tasks = []
-    for index, source in enumerate(left):
-        paths = packages.files(source)
-        if not paths:
-            raise CorpusError(f"source {source.name}: no file of package {source.package} matches {source.files}: the package"
-                              " has changed; adapt tools/corpus_lib/sources.py")
-        for start in range(0, len(paths), _FILES_PER_TASK):
-            part = paths[start : start + _FILES_PER_TASK]
-            tasks.append((index, source, part, [packages.inner_path(source, path) for path in part]))
-    os.environ["PATH"] = f"{packages.root('mandoc')}/usr/bin:{os.environ['PATH']}"
-    folder.mkdir(parents=True, exist_ok=True)
-    last_said = time.monotonic()
-    done = 0
-    with Pool(initializer=_start_worker) as pool:
-        results = pool.imap(_read_task, tasks)
-        for index, source in enumerate(left):
-            expected = sum(task[0] == index for task in tasks)
-
-            def write(file):
-                for _ in range(expected):
-                    for document in next(results)[1]:
-                        file.write(json.dumps(document, ensure_ascii=False) + "\n")
-
-            write_whole(folder / f"{source.name}.jsonl", write)
-            done += expected
-            if time.monotonic() - last_said > 5:
-                last_said = time.monotonic()
-                stages.say(f"  {done} of {len(tasks)} parts read, now {source.name}")
-
-
 def assemble(sources, folder, output):
     """Deduplicates each domain and writes its three splits. Returns {source: {split: [documents, bytes]}}."""
     counts = {source.name: {split: [0, 0] for split in SPLITS} for source in sources}
@@ -114,7 +59,7 @@ def assemble(sources, folder, output):
         with contextlib.ExitStack() as stack:
             files = {split: stack.enter_context(open(part, "w", encoding="utf-8")) for split, part in parts.items()}
             for source in (source for source in sources if source.domain == domain):
-                for identity, text, split in read_documents(folder / f"{source.name}.jsonl"):
+                for identity, text, split in read_lines(folder / source.package / f"{source.name}.jsonl"):
                     text = deduplicator.keep(text)
                     if text:
                         record = {"id": identity, "source": source.name, "text": text}
@@ -126,13 +71,13 @@ def assemble(sources, folder, output):
     return counts
 
 
-def read_documents(path):
+def read_lines(path):
     with open(path, encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
 
 
-def describe(name, sources, counts, packages):
+def describe(name, sources, counts, packages, licences):
     """What goes into sources.json: sizes per domain, and package, version, licences and sizes per source."""
     domains = {
         domain: {
@@ -150,7 +95,7 @@ def describe(name, sources, counts, packages):
             "domain": source.domain,
             "package": source.package,
             "version": packages.version(source.package),
-            "licences": licence_names(packages.copyright(source.package)),
+            "licences": licence_names(licences[source.package]),
             "documents": sum(counts[source.name][split][0] for split in SPLITS),
             "bytes": sum(counts[source.name][split][1] for split in SPLITS),
         }
@@ -213,30 +158,26 @@ def _build(name, output, finished):
     sources = CORPORA[name]
     stages = Stages()
     packages = Packages(output / "packages")
-    names = sorted({source.package for source in sources} | {"mandoc"})
+    names = sorted({source.package for source in sources})
     stages.say(f"download {len(names)} packages into {output / 'packages'} (nothing is installed)")
-    came = packages.fetch(names)
-    stages.say(f"unpack them ({came / 1e6:.0f} MB came)")
-    packages.unpack(names)
-    linked = packages.licence_owners(names)
-    packages.fetch(linked)
-    packages.unpack(linked)
-    stages.say(f"extract text from {len(sources)} sources on {os.cpu_count()} cores")
-    texts = output / "texts"
-    documents = texts / recipe_digest(name)
-    extract(sources, packages, documents, stages)
+    came = packages.fetch([*names, "mandoc"])
+    os.environ["PATH"] = f"{packages.program_folder('mandoc')}:{os.environ['PATH']}"
+    stages.say(f"extract text from {len(sources)} sources on {os.cpu_count()} cores ({came / 1e6:.0f} MB came)")
+    work = output / "work"
+    texts = work / recipe_digest(name)
+    extract(sources, packages, texts, stages.progress)
+    licences = {package: copyright_text(packages, package, texts) for package in names}
     stages.say("drop what is there twice, split into train, valid and test")
-    counts = assemble(sources, documents, output)
-    description = describe(name, sources, counts, packages)
+    counts = assemble(sources, texts, output)
+    description = describe(name, sources, counts, packages, licences)
     text = json.dumps(description, ensure_ascii=False, indent=1) + "\n"
     (output / "sources.json.failed").write_text(text, encoding="utf-8")
     check_sizes(description)
     stages.say("write the tokenizer's sample and the licences")
     write_whole(output / "tokenizer_sample.txt", lambda file: write_tokenizer_sample(file, output))
-    for package in sorted({source.package for source in sources}):
-        write_whole(output / "licences" / package, lambda file: file.write(packages.copyright(package)))
+    for package, licence in licences.items():
+        write_whole(output / "licences" / package, lambda file, licence=licence: file.write(licence))
     write_whole(output / "SOURCES.md", lambda file: file.write(markdown(description)))
-    packages.remove_unpacked()
-    shutil.rmtree(texts)
+    shutil.rmtree(work)
     (output / "sources.json.failed").rename(finished)
     stages.say("done")

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import tarfile
 from pathlib import Path
 
 
@@ -14,7 +14,7 @@ class CorpusError(Exception):
 
 
 class Packages:
-    """Packages under `folder`: lists/ and cache/ for apt, archives/*.deb, unpacked/NAME/ for the files.
+    """Packages in `folder`: lists/ and cache/ for apt, archives/*.deb; their files are read from the archives.
 
     Uses the machine's apt sources, but lists and cache stay inside, so it works without root and changes nothing.
     """
@@ -51,72 +51,55 @@ class Packages:
                 raise CorpusError(f"package {name} didn't arrive in {self._archives}: check the network and run again")
         return self._archive_bytes() - before
 
-    def unpack(self, names):
-        """Unpacks every archive that isn't unpacked yet, several at a time."""
-        names = [name for name in names if not name.startswith("apt:") and not self.root(name).is_dir()]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(self._unpack, names))
+    def program_folder(self, name):
+        """Unpacks a package whose program is to be run; returns the folder of its programs."""
+        folder = self._folder / name
+        if not folder.is_dir():
+            temporary = self._folder / f"{name}.part"
+            shutil.rmtree(temporary, ignore_errors=True)
+            result = subprocess.run(["dpkg-deb", "-x", self._archive(name), temporary], stderr=subprocess.PIPE, text=True,
+                                    check=False)
+            if result.returncode:
+                raise CorpusError(self._damaged(name, _last_line(result.stderr)))
+            temporary.rename(folder)
+        return folder / "usr/bin"
 
-    def _unpack(self, name):
-        temporary = self.root(name + ".part")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        result = subprocess.run(["dpkg-deb", "-x", self._archive(name), temporary], capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise CorpusError(f"{self._archive(name)} can't be unpacked ({_last_line(result.stderr)}): delete it and run again")
-        temporary.rename(self.root(name))
-
-    def root(self, name):
-        return self._folder / "unpacked" / name
+    def read(self, name, wanted):
+        """Yields (path, data) of the files of a package whose path is wanted; data is the target's path for a link."""
+        if name.startswith("apt:"):
+            for path in self.index_files(name[4:]):
+                command = ["/usr/lib/apt/apt-helper", "cat-file", path]
+                yield "/" + os.path.basename(path), subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+            return
+        command = ["dpkg-deb", "--fsys-tarfile", self._archive(name)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            try:
+                with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                    for member in archive:
+                        path = member.name.removeprefix(".")
+                        if wanted(path) and (member.isreg() or member.issym()):
+                            yield path, archive.extractfile(member).read() if member.isreg() else member.linkname
+            except tarfile.TarError as error:
+                raise CorpusError(self._damaged(name, error)) from None
+            process.stdout.read()  # what tar leaves unread after its end mark
+        if process.returncode:
+            raise CorpusError(self._damaged(name, f"dpkg-deb ended with status {process.returncode}"))
 
     def index_files(self, name):
         """Files of apt's package index, such as Translation-ja of each suite."""
         return sorted(path for path in glob.glob(f"{self._folder}/lists/*{name}*") if os.path.isfile(path))
 
-    def files(self, source):
-        """The paths of a source's files, sorted."""
-        if source.package.startswith("apt:"):
-            return [path for path in self.index_files(source.package[4:]) if re.search(source.files, path)]
-        wanted = re.compile(source.files)
-        unwanted = re.compile(source.skip) if source.skip else None
-        root = str(self.root(source.package))
-        found = []
-        for folder, _, names in os.walk(root):
-            for name in names:
-                path = f"{folder}/{name}"
-                inner = path[len(root) :]
-                if wanted.search(inner) and not (unwanted and unwanted.search(inner)) and not os.path.islink(path):
-                    found.append(path)
-        return sorted(found)
-
-    def inner_path(self, source, path):
-        """The path of a file inside its package, or its name if it is one of apt's."""
-        if source.package.startswith("apt:"):
-            return os.path.basename(path)
-        return os.path.relpath(path, self.root(source.package))
+    def size(self, name):
+        """Bytes of the archive, a hint at how long reading it takes."""
+        return 0 if name.startswith("apt:") else self._archive(name).stat().st_size
 
     def version(self, name):
         if name.startswith("apt:"):
             return "the index of the day"
         return self._archive(name).name.split("_")[1].replace("%3a", ":")
 
-    def copyright(self, name):
-        """The text of the package's copyright file."""
-        if name.startswith("apt:"):
-            return "License: that of each described package\n"
-        for owner in (name, *self.licence_owners([name])):
-            path = self.root(owner) / "usr/share/doc" / owner / "copyright"
-            if path.is_file():
-                return path.read_text(encoding="utf-8", errors="replace")
-        raise CorpusError(f"package {name} has no copyright file in {self.root(name)}: its texts can't be taken")
-
-    def licence_owners(self, names):
-        """The packages to whose documentation the packages link instead of having a copyright file."""
-        folders = [self.root(name) / "usr/share/doc" / name for name in names if not name.startswith("apt:")]
-        return sorted({os.path.basename(os.readlink(folder)) for folder in folders if folder.is_symlink()})
-
-    def remove_unpacked(self):
-        shutil.rmtree(self._folder / "unpacked", ignore_errors=True)
+    def _damaged(self, name, reason):
+        return f"{self._archive(name)} can't be read ({reason}): delete it and run again"
 
     def _archive(self, name):
         found = sorted(self._archives.glob(f"{glob.escape(name)}_*.deb"))
@@ -143,8 +126,7 @@ def licence_names(copyright_text):
         names = re.findall(r"^License:[ \t]*(\S.*?)\s*$", copyright_text, re.M)
     if not names:
         names = re.findall(r"/usr/share/common-licenses/([A-Za-z0-9.+-]*[A-Za-z0-9+])", copyright_text)
-    if not names:
-        names = re.findall(r"\b(?:GPL|LGPL|GFDL|BSD|MIT|Apache|public domain|PSF|Artistic)\b", copyright_text, re.I)
+        names += re.findall(r"\b(?:BSD|MIT|PSF|Artistic|GFDL|public domain)\b", copyright_text)
     return list(dict.fromkeys(names)) or ["see its copyright file"]
 
 

@@ -1,13 +1,13 @@
-"""Readers: each takes the path of one file and yields Documents; `options` are those of its line in sources.py."""
+"""Readers: each takes one File and yields Documents; its options come from the source's line in sources.py."""
 
 import gzip
+import io
 import re
 import struct
 import subprocess
 import zipfile
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from .split import split_of
 from .text import html_to_text, join_unspaced_lines, xml_to_text
@@ -23,51 +23,57 @@ class Document:
     split: str = ""  # where it must go; empty where the path decides
 
 
-def read_bytes(path):
-    data = Path(path).read_bytes()
-    return gzip.decompress(data) if path.endswith((".gz", ".dz")) else data
+class File:
+    """A file of a package, in memory; `beside` has the further files that its source asks for, by path."""
+
+    def __init__(self, path, data, beside=None):
+        self.path = path
+        self.data = gzip.decompress(data) if path.endswith((".gz", ".dz")) else data
+        self._beside = beside or {}
+
+    def text(self, encoding="utf-8"):
+        return self.data.decode(encoding, "replace").replace("\r\n", "\n")
+
+    def beside(self, path):
+        return File(path, self._beside[path]).data
 
 
-def read_string(path, encoding="utf-8"):
-    return read_bytes(path).decode(encoding, "replace").replace("\r\n", "\n")
+def html_page(file, inside=None):
+    declared = re.search(rb"<meta[^>]*charset=[\"']?([A-Za-z0-9_-]+)", file.data[:2000], re.I)
+    yield Document("", html_to_text(file.text(declared.group(1).decode() if declared else "utf-8"), inside))
 
 
-def html_page(path, inside=None):
-    declared = re.search(rb"<meta[^>]*charset=[\"']?([A-Za-z0-9_-]+)", read_bytes(path)[:2000], re.I)
-    yield Document("", html_to_text(read_string(path, declared.group(1).decode() if declared else "utf-8"), inside))
+def xml_page(file):
+    yield Document("", xml_to_text(file.text()))
 
 
-def xml_page(path):
-    yield Document("", xml_to_text(read_string(path)))
-
-
-def man_page(path):
+def man_page(file):
     """A page in roff, rendered by mandoc, which the caller puts into PATH."""
     command = ["mandoc", "-Kutf-8", "-Thtml", "-Ofragment"]
-    result = subprocess.run(command, input=read_bytes(path), capture_output=True, check=False)
+    result = subprocess.run(command, input=file.data, capture_output=True, check=False)
     yield Document("", html_to_text(result.stdout.decode("utf-8", "replace")))
 
 
-def page_archive(path):
+def page_archive(file):
     """The HTML pages of a .zip or .jar."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
         for name in sorted(archive.namelist()):
             if name.endswith(".html") and not re.search(r"(^|/)(index|section_|jhelp)", name):
                 yield Document(name, html_to_text(archive.read(name).decode("utf-8", "replace")))
 
 
-def lyx_document(path):
+def lyx_document(file):
     """The paragraphs of a LyX file, without its commands and the settings of its insets."""
-    body = read_string(path).partition("\\begin_body")[2]
+    body = file.text().partition("\\begin_body")[2]
     setting = re.compile(r"\\|[A-Za-z_]+ \S+$|\w+ \"|<|\t|\w+ (true|false|none|open|collapsed)$")
     paragraphs = re.split(r"\\(?:begin|end)_layout.*\n", body)
     lines = ("".join(line for line in p.split("\n") if not setting.match(line)) for p in paragraphs)
     yield Document("", "\n".join(line.strip() for line in lines if line.strip()))
 
 
-def plain_text(path, separator=None):
+def plain_text(file, separator=None):
     """The file, or its parts between the matches of `separator`."""
-    text = read_string(path)
+    text = file.text()
     if separator is None:
         yield Document("", text)
         return
@@ -75,8 +81,8 @@ def plain_text(path, separator=None):
         yield Document(str(number), part.strip())
 
 
-def code_file(path):
-    data = read_bytes(path)
+def code_file(file):
+    data = file.data
     if not 200 <= len(data) <= 200_000:
         return
     try:
@@ -100,13 +106,13 @@ def _catalogue_messages(data):
             yield original, string(translations, index)
 
 
-def catalogue(path, original=False, markup=None, least_length=0):
+def catalogue(file, original=False, markup=None, least_length=0):
     """A .mo file in documents of consecutive messages: the translations, or the originals they translate.
 
     The original decides the split of a message, so that no language shows what another holds back.
     """
     documents = {}
-    for source, translation in _catalogue_messages(read_bytes(path)):
+    for source, translation in _catalogue_messages(file.data):
         if source == translation:
             continue
         text = source if original else translation
@@ -119,12 +125,10 @@ def catalogue(path, original=False, markup=None, least_length=0):
             yield Document(part, "\n".join(messages[start : start + _MESSAGES_PER_DOCUMENT]), split)
 
 
-def package_descriptions(path, language):
+def package_descriptions(file, language):
     """A Translation index of apt: one document per package."""
-    command = ["/usr/lib/apt/apt-helper", "cat-file", path]
-    index = subprocess.run(command, capture_output=True, check=True).stdout.decode("utf-8", "replace")
     pattern = re.compile(rf"^Package: (\S+)\n(?:.*\n)*?Description-{language}: (.*(?:\n .*)*)", re.M)
-    for entry in index.split("\n\n"):
+    for entry in file.text().split("\n\n"):
         found = pattern.search(entry)
         if found:
             yield Document(found.group(1), _description_text(found.group(2)))
@@ -149,7 +153,7 @@ def _description_text(field):
     return "\n".join(lines)
 
 
-def dictionary(path):
+def dictionary(file):
     """A dictd .index file and the .dict.dz beside it: one document per entry."""
     digits = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
 
@@ -159,9 +163,9 @@ def dictionary(path):
             value = value * 64 + digits[character]
         return value
 
-    data = read_bytes(path.removesuffix(".index") + ".dict.dz")
+    data = file.beside(file.path.removesuffix(".index") + ".dict.dz")
     seen = set()
-    for line in read_string(path).split("\n"):
+    for line in file.text().split("\n"):
         fields = line.split("\t")
         if len(fields) < 3 or fields[0].startswith("00") or (fields[1], fields[2]) in seen:
             continue
@@ -170,22 +174,22 @@ def dictionary(path):
         yield Document(fields[0], data[start : start + number(fields[2])].decode("utf-8", "replace").strip())
 
 
-def sword_text(path):
+def sword_text(file):
     """A compressed SWORD module (.bzz; its index .bzs has offset and size of each zlib block)."""
-    data = read_bytes(path)
-    for block, (offset, size, _) in enumerate(struct.iter_unpack("<III", read_bytes(path[:-1] + "s"))):
+    index = file.beside(file.path[:-1] + "s")
+    for block, (offset, size, _) in enumerate(struct.iter_unpack("<III", index)):
         if size == 0:
             continue
-        text = zlib.decompress(data[offset : offset + size]).decode("utf-8", "replace")
+        text = zlib.decompress(file.data[offset : offset + size]).decode("utf-8", "replace")
         text = html_to_text(re.sub(r"<(note|title)\b.*?</\1>|\0", "", text, flags=re.S), chrome=False)
         text = re.sub(r"\s+", " ", text)
         for number, passage in enumerate(re.findall(r".{1,3000}(?:\. |$)", text)):
             yield Document(f"{block}.{number}", passage)
 
 
-def r_books(path):
+def r_books(file):
     """Character vectors of an R lazy-load database: lines of books, blank lines between paragraphs."""
-    data = read_bytes(path)
+    data = file.data
     position = book = 0
     while position + 4 < len(data):
         stream = zlib.decompressobj()  # a record: its size inflated (4 bytes), then zlib data

@@ -16,11 +16,12 @@ class Source:
     files: str  # pattern that the path of a file in the package must match somewhere
     reader: Callable
     skip: str = ""  # pattern of paths to leave out
+    beside: str = ""  # pattern of further files that the reader opens
     options: dict = field(default_factory=dict)  # for the reader
 
 
 def _page(name, domain, package, files=r"\.html$", skip="", **options):
-    return Source(name, domain, package, files, readers.html_page, skip, options)
+    return Source(name, domain, package, files, readers.html_page, skip, options=options)
 
 
 def _man(name, domain, package, files=r"/man/ja(\.UTF-8)?/"):
@@ -28,11 +29,11 @@ def _man(name, domain, package, files=r"/man/ja(\.UTF-8)?/"):
 
 
 def _messages(name, domain, package, files=r"/locale/ja(_JP)?/LC_MESSAGES/.*\.mo$|[-/]ja\.mo$", **options):
-    return Source(name, domain, package, files, readers.catalogue, "", options)
+    return Source(name, domain, package, files, readers.catalogue, options=options)
 
 
 def _text(name, domain, package, files, separator=None):
-    return Source(name, domain, package, files, readers.plain_text, "", {"separator": separator})
+    return Source(name, domain, package, files, readers.plain_text, options={"separator": separator})
 
 
 def _code(name, package, files):
@@ -121,10 +122,10 @@ _SEVERAL_LANGUAGES = [
 
 _ENGLISH = [
     _page("anarchism-en", "en", "anarchism"),
-    Source("bible-en", "en", "sword-text-web", r"\.bzz$", readers.sword_text),
+    Source("bible-en", "en", "sword-text-web", r"\.bzz$", readers.sword_text, beside=r"\.bzs$"),
     _text("fortunes-en", "en", "fortunes", r"/fortunes/[a-z-]+$", r"\n%\n"),
     _text("jargon-en", "en", "jargon-text", r"jargon\.txt\.gz$", r"\n(?=   :\S)"),
-    Source("foldoc-en", "en", "dict-foldoc", r"\.index$", readers.dictionary),
+    Source("foldoc-en", "en", "dict-foldoc", r"\.index$", readers.dictionary, beside=r"\.dict\.dz$"),
     _page("mh-en", "en", "mh-book", r"\.html?$", "/index/"),
     _page("python-manual-en", "en", "python3.11-doc", skip=_SPHINX_INDEXES + "|/whatsnew/changelog"),
     _page("postgresql-en", "en", "postgresql-doc-15", skip=r"bookindex|/index\.html"),

@@ -21,6 +21,7 @@ _BLOCK = frozenset(
     sect1 sect2 sect3 simpara steps term terms varlistentry""".split()
 )
 _PRE = frozenset("pre screen programlisting literallayout".split())
+_HIDDEN = re.compile(r"(?:^|\s)hidden(?:=|\s|$)")  # in attributes without their values
 _CHROME_TAGS = frozenset("nav header footer button select".split())
 # Names that pages give to what isn't their text: navigation, indexes of contents, page headers and footers. Classes
 # and roles match in part; ids are often made of a section's title, so they must match whole.
@@ -54,16 +55,16 @@ def _collapse(marked):
 
 
 def _is_chrome(name, attributes, known):
-    """Whether an element is navigation and the like; `known` remembers the answer for each attribute string."""
+    """Whether an element is hidden, navigation and the like; `known` remembers the answer for each attribute string."""
     if name in _CHROME_TAGS:
         return True
-    if "=" not in attributes:
+    if not attributes:
         return False
     if attributes not in known:
         known[attributes] = any(
             _CHROME_IDS.fullmatch(value) if key.lower() == "id" else _CHROME_CLASSES.search(value)
             for key, value in _NAMES.findall(attributes)
-        )
+        ) or bool(_HIDDEN.search(re.sub(r'"[^"]*"', "", attributes)))
     return known[attributes]
 
 
