@@ -79,6 +79,7 @@ int run(int argc, char** argv) {
   app.get_formatter()->column_width(28);
   add_tokenizer(app);
   add_preprocess(app);
+  add_inspect(app);
   add_compare(app);
   add_config(app);
   try {

@@ -14,6 +14,7 @@ class Error;
 
 void add_compare(CLI::App& app);
 void add_config(CLI::App& app);
+void add_inspect(CLI::App& app);
 void add_preprocess(CLI::App& app);
 void add_tokenizer(CLI::App& app);
 

@@ -111,8 +111,6 @@ void MetricsWriter::add(const EvalMetrics& metrics) {
   state_->evaluations_file.append(to_json(metrics) + "\n");
   const std::vector<Scalar> scalars = {{"held_out/" + metrics.source, metrics.loss}};
   state_->events.add(metrics.step, scalars);
-  state_->terminal.print(fmt::format("step {}  held-out {}: loss {:.4f}, perplexity {:.2f}, {} tokens", metrics.step,
-                                     metrics.source, metrics.loss, metrics.perplexity(), metrics.tokens));
 }
 
 void MetricsWriter::sync() {
