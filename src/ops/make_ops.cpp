@@ -1,7 +1,14 @@
+#include <atomic>
+
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/ops/backends.hpp"
 
 namespace dropcycle {
+
+std::uint64_t next_weight_version() {
+  static std::atomic<std::uint64_t> last{0};
+  return ++last;
+}
 
 std::unique_ptr<Ops> make_ops(std::string_view backend, const OpsOptions& options) {
   if (backend == "reference") return make_reference_ops();

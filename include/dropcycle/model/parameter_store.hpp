@@ -10,6 +10,7 @@
 #include "dropcycle/core/sharded.hpp"
 #include "dropcycle/device/arena.hpp"
 #include "dropcycle/layers/parameter.hpp"
+#include "dropcycle/ops/ops.hpp"
 
 namespace dropcycle {
 
@@ -45,9 +46,9 @@ class ParameterStore {
                                      bool expert_writer) const;
   std::vector<ShardedTensor> sharded_masters(bool dense_writer, bool expert_writer) const;
 
-  // Counts updates of the weights (see Weight).
+  // Changes with every update of the weights (see Weight).
   std::uint64_t version() const { return version_; }
-  void advance_version() { ++version_; }
+  void advance_version() { version_ = next_weight_version(); }
 
  private:
   struct Flat {
@@ -62,7 +63,7 @@ class ParameterStore {
   std::vector<FlatRange> ranges_;
   std::unordered_map<std::string, std::size_t> by_name_;
   Flat flats_[2];
-  std::uint64_t version_ = 1;
+  std::uint64_t version_ = next_weight_version();
 };
 
 }  // namespace dropcycle

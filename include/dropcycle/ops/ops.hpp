@@ -20,11 +20,16 @@
 namespace dropcycle {
 
 // A weight matrix and its version, which the optimizer advances: a backend may keep a copy in its own layout, keyed
-// on (address, version), so that packing happens once a step and no layer knows.
+// on (address, version), so that packing happens once a step and no layer knows. Versions come from
+// next_weight_version(), so that other weights at the address of freed ones are never mistaken for them. Version 0 (a
+// weight that nobody tracks): no copy outlives the call.
 struct Weight {
   Tensor tensor;
   std::uint64_t version = 0;
 };
+
+// 1, 2, 3, ...: never the same twice in a process. Thread-safe.
+std::uint64_t next_weight_version();
 
 struct AttentionShape {
   std::int64_t batch = 1;      // B

@@ -5,7 +5,7 @@
 
 namespace dropcycle {
 
-class ReferenceOps final : public Ops {
+class ReferenceOps : public Ops {
  public:
   std::string_view name() const override { return "reference"; }
 

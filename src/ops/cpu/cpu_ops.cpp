@@ -1,0 +1,345 @@
+#include "cpu_ops.hpp"
+
+#include <omp.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "dropcycle/core/error.hpp"
+#include "dropcycle/ops/backends.hpp"
+
+namespace dropcycle {
+
+namespace cpu {
+namespace {
+
+// The processors that this process may run on (its affinity mask), not all of the machine's.
+int available_processors() {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  if (sched_getaffinity(0, sizeof(mask), &mask) != 0) return omp_get_num_procs();
+  return CPU_COUNT(&mask);
+}
+
+InstructionSet start(const OpsOptions& options) {
+  omp_set_num_threads(options.threads > 0 ? options.threads : available_processors());
+  return instruction_set();
+}
+
+// Rows and width of a tensor seen as a matrix.
+std::int64_t width_of(const Tensor& x) { return x.shape[x.shape.dims() - 1]; }
+std::int64_t rows_of(const Tensor& x) { return width_of(x) == 0 ? 0 : x.elements() / width_of(x); }
+
+float* floats(const Tensor& x) { return x ? x.as<float>() : nullptr; }
+std::int32_t* integers(const Tensor& x) { return x ? x.as<std::int32_t>() : nullptr; }
+
+void check_indices(const Tensor& index, std::int64_t limit, const char* what) {
+  const auto* values = index.as<std::int32_t>();
+  const std::int64_t n = index.elements();
+  bool good = true;
+  for (std::int64_t i = 0; i < n; ++i) good = good && values[i] < limit;
+  require(good, "{}: an index is not below {}", what, limit);
+}
+
+}  // namespace
+
+CpuOps::CpuOps(const OpsOptions& options)
+    : set_(start(options)),
+      bf16_attention_(multiplies_bf16()),
+      kernels_(kernels_for(set_)),
+      products_(set_, multiplies_bf16(), kernels_) {}
+
+void CpuOps::linear(const Tensor& x, const Weight& w, const Tensor& y) {
+  const std::array<std::int64_t, 2> offsets{0, rows_of(x)};
+  products_.multiply(Product::forward, x, offsets, w, y);
+}
+
+void CpuOps::linear_dx(const Tensor& dy, const Weight& w, const Tensor& dx) {
+  const std::array<std::int64_t, 2> offsets{0, rows_of(dy)};
+  products_.multiply(Product::backward, dy, offsets, w, dx);
+}
+
+void CpuOps::linear_dw(const Tensor& dy, const Tensor& x, const Tensor& dw) {
+  const std::array<std::int64_t, 2> offsets{0, rows_of(dy)};
+  products_.gradient(dy, x, offsets, dw);
+}
+
+void CpuOps::grouped_linear(const Tensor& x, std::span<const std::int64_t> offsets, const Weight& w, const Tensor& y) {
+  products_.multiply(Product::forward, x, offsets, w, y);
+}
+
+void CpuOps::grouped_linear_dx(const Tensor& dy, std::span<const std::int64_t> offsets, const Weight& w,
+                               const Tensor& dx) {
+  products_.multiply(Product::backward, dy, offsets, w, dx);
+}
+
+void CpuOps::grouped_linear_dw(const Tensor& dy, const Tensor& x, std::span<const std::int64_t> offsets,
+                               const Tensor& dw) {
+  products_.gradient(dy, x, offsets, dw);
+}
+
+void CpuOps::fill_zero(const Tensor& x) {
+  constexpr std::int64_t kPiece = 1 << 20;
+  auto* bytes = static_cast<std::byte*>(x.data);
+  const std::int64_t total = x.bytes();
+#pragma omp parallel for schedule(static) if (total > kPiece)
+  for (std::int64_t at = 0; at < total; at += kPiece) {
+    std::memset(bytes + at, 0, static_cast<std::size_t>(std::min(kPiece, total - at)));
+  }
+}
+
+void CpuOps::convert(const Tensor& x, const Tensor& out) {
+  kernels_.convert(type_of(x), x.data, type_of(out), out.data, x.elements());
+}
+
+void CpuOps::add(const Tensor& a, const Tensor& b, const Tensor& y) {
+  kernels_.add(type_of(y), a.data, b.data, y.data, y.elements());
+}
+
+void CpuOps::jitter(const Tensor& x, const RandomStream& stream, std::uint64_t first, double amplitude,
+                    const Tensor& y) {
+  const std::int64_t n = x.elements();
+  const auto scale = [&](std::int64_t i) {
+    return 1.0 + amplitude * (2.0 * stream.uniform(first + static_cast<std::uint64_t>(i)) - 1.0);
+  };
+  if (type_of(x) == Type::f32) {
+    const auto* in = x.as<float>();
+    auto* out = y.as<float>();
+#pragma omp parallel for schedule(static)
+    for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(in[i] * scale(i));
+  } else {
+    const auto* in = x.as<BF16>();
+    auto* out = y.as<BF16>();
+#pragma omp parallel for schedule(static)
+    for (std::int64_t i = 0; i < n; ++i) out[i] = BF16(static_cast<float>(static_cast<float>(in[i]) * scale(i)));
+  }
+}
+
+void CpuOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) { gather_rows(w, tokens, y); }
+
+void CpuOps::embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) {
+  check_indices(tokens, dw.shape[0], "embedding_backward");
+  kernels_.embedding_backward(type_of(dy), dy.data, tokens.as<std::int32_t>(), dw.as<float>(), rows_of(dy),
+                              width_of(dy));
+}
+
+void CpuOps::add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& w, double epsilon, const Tensor& sum,
+                          const Tensor& y, const Tensor& inv_rms) {
+  kernels_.add_rms_norm(type_of(x), x.data, delta.data, w.as<float>(), static_cast<float>(epsilon), sum.data, y.data,
+                        inv_rms.as<float>(), rows_of(x), width_of(x));
+}
+
+void CpuOps::rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& inv_rms,
+                               const Tensor& dresidual, const Tensor& dx, const Tensor& dw) {
+  auto* scratch = partial_sums_.array<float>(kReductionChunks * width_of(x));
+  kernels_.rms_norm_backward(type_of(x), dy.data, x.data, w.as<float>(), inv_rms.as<float>(), dresidual.data, dx.data,
+                             dw.as<float>(), scratch, rows_of(x), width_of(x));
+}
+
+void CpuOps::extend_rotary_table(const Tensor& inverse_frequencies, std::int64_t positions) {
+  const std::span<const double> frequencies(inverse_frequencies.as<double>(),
+                                            static_cast<std::size_t>(inverse_frequencies.elements()));
+  if (!std::ranges::equal(frequencies, rotary_.frequencies)) {
+    rotary_ = {};
+    rotary_.frequencies.assign(frequencies.begin(), frequencies.end());
+  }
+  if (positions <= rotary_.positions) return;
+  const auto half = static_cast<std::int64_t>(frequencies.size());
+  rotary_.cosines.resize(static_cast<std::size_t>(positions * half));
+  rotary_.sines.resize(static_cast<std::size_t>(positions * half));
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = rotary_.positions * half; i < positions * half; ++i) {
+    const double angle = static_cast<double>(i / half) * rotary_.frequencies[static_cast<std::size_t>(i % half)];
+    rotary_.cosines[static_cast<std::size_t>(i)] = static_cast<float>(std::cos(angle));
+    rotary_.sines[static_cast<std::size_t>(i)] = static_cast<float>(std::sin(angle));
+  }
+  rotary_.positions = positions;
+}
+
+void CpuOps::rope(const Tensor& x, const Tensor& positions, const Tensor& inverse_frequencies, std::int64_t head_size,
+                  std::int64_t rotated_heads, int direction) {
+  const auto* places = positions.as<std::int32_t>();
+  const std::int64_t rows = positions.elements();
+  if (rows == 0) return;
+  const auto [lowest, highest] = std::minmax_element(places, places + rows);
+  require(*lowest >= 0, "rope: position {} is negative", *lowest);
+  extend_rotary_table(inverse_frequencies, *highest + 1);
+  kernels_.rope(type_of(x), x.data, places, rotary_.cosines.data(), rotary_.sines.data(), static_cast<float>(direction),
+                rows, x.elements() / rows, rotated_heads, head_size);
+}
+
+namespace {
+
+AttentionArguments attention_arguments(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key,
+                                       const Tensor& out, const Tensor& lse) {
+  const std::int64_t d = shape.head_size;
+  const std::int64_t bytes = size_bytes(qkv.dtype);
+  AttentionArguments a{};
+  a.batch = shape.batch;
+  a.queries = a.keys = shape.sequence;
+  a.heads = shape.heads;
+  a.kv_heads = shape.kv_heads;
+  a.head_size = d;
+  a.q_stride = a.kv_stride = shape.qkv_width();
+  a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
+  const auto* base = static_cast<const std::byte*>(qkv.data);
+  a.q = base;
+  a.k = base + shape.heads * d * bytes;
+  a.v = base + (shape.heads + shape.kv_heads) * d * bytes;
+  a.first_key = integers(first_key);
+  a.out = out.data;
+  a.lse = floats(lse);
+  return a;
+}
+
+}  // namespace
+
+void CpuOps::run_attention(Type type, AttentionArguments& a, bool backwards) {
+  if (a.queries == 0 || a.batch == 0) return;
+  const std::int64_t threads = omp_get_max_threads();
+  const bool bf16 = type == Type::bf16 && bf16_attention_;
+  std::int64_t bytes = 0;
+  if (bf16) {
+    avx512bf16::attention_bf16_scratch(a, backwards, threads, bytes);
+  } else {
+    kernels_.attention_scratch(a, backwards, threads, bytes);
+  }
+  a.scratch = attention_scratch_.bytes(bytes);
+  if (bf16) {
+    backwards ? avx512bf16::attention_bf16_backward(a) : avx512bf16::attention_bf16(a);
+  } else {
+    backwards ? kernels_.attention_backward(type, a) : kernels_.attention(type, a);
+  }
+}
+
+void CpuOps::attention(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
+                       const Tensor& lse) {
+  auto arguments = attention_arguments(shape, qkv, first_key, out, lse);
+  run_attention(type_of(qkv), arguments, false);
+}
+
+void CpuOps::attention_backward(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key,
+                                const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dqkv) {
+  auto arguments = attention_arguments(shape, qkv, first_key, out, lse);
+  const std::int64_t bytes = size_bytes(dqkv.dtype);
+  auto* base = static_cast<std::byte*>(dqkv.data);
+  arguments.dout = dout.data;
+  arguments.dq = base;
+  arguments.dk = base + shape.heads * shape.head_size * bytes;
+  arguments.dv = base + (shape.heads + shape.kv_heads) * shape.head_size * bytes;
+  run_attention(type_of(qkv), arguments, true);
+}
+
+void CpuOps::attention_cached(const AttentionShape& shape, const Tensor& qkv, const Tensor& keys, const Tensor& values,
+                              std::int64_t past, const Tensor& out) {
+  auto arguments = attention_arguments(shape, qkv, {}, out, {});
+  arguments.batch = 1;
+  arguments.queries = rows_of(qkv);
+  arguments.keys = past + arguments.queries;
+  arguments.k = keys.data;
+  arguments.v = values.data;
+  arguments.kv_stride = shape.kv_heads * shape.head_size;
+  run_attention(type_of(qkv), arguments, false);
+}
+
+void CpuOps::swiglu(const Tensor& gate_up, const Tensor& y) {
+  kernels_.swiglu(type_of(y), gate_up.data, y.data, rows_of(y), width_of(y));
+}
+
+void CpuOps::swiglu_backward(const Tensor& dy, const Tensor& gate_up, const Tensor& dgate_up, const Tensor& y) {
+  kernels_.swiglu_backward(type_of(dy), dy.data, gate_up.data, dgate_up.data, y.data, rows_of(dy), width_of(dy));
+}
+
+void CpuOps::router_logits(const Tensor& x, const Tensor& w, const Tensor& logits) {
+  kernels_.router_logits(type_of(x), x.data, w.as<float>(), logits.as<float>(), rows_of(x), width_of(x), w.shape[0]);
+}
+
+void CpuOps::router_logits_backward(const Tensor& dlogits, const Tensor& x, const Tensor& w, const Tensor& dx,
+                                    const Tensor& dw) {
+  kernels_.router_logits_backward(type_of(x), dlogits.as<float>(), x.data, w.as<float>(), dx.data, dw.as<float>(),
+                                  rows_of(x), width_of(x), w.shape[0]);
+}
+
+void CpuOps::route(const Tensor& logits, RouterMode mode, const Tensor& experts, const Tensor& weights,
+                   const Tensor& probabilities, const Tensor& lse) {
+  kernels_.route(mode == RouterMode::softmax_topk, logits.as<float>(), experts.as<std::int32_t>(), weights.as<float>(),
+                 probabilities.as<float>(), lse.as<float>(), rows_of(logits), width_of(logits), width_of(experts));
+}
+
+void CpuOps::route_backward(RouterMode mode, const Tensor& experts, const Tensor& weights, const Tensor& probabilities,
+                            const Tensor& lse, const Tensor& dweights, const Tensor& dprobabilities, double z,
+                            const Tensor& dlogits) {
+  kernels_.route_backward(mode == RouterMode::softmax_topk, experts.as<std::int32_t>(), weights.as<float>(),
+                          probabilities.as<float>(), lse.as<float>(), dweights.as<float>(), floats(dprobabilities),
+                          static_cast<float>(z), dlogits.as<float>(), rows_of(dlogits), width_of(dlogits),
+                          width_of(experts));
+}
+
+void CpuOps::sum_rows(const Tensor& x, const Tensor& out) {
+  kernels_.sum_rows(x.as<float>(), out.as<float>(), rows_of(x), width_of(x));
+}
+
+void CpuOps::gather_rows(const Tensor& x, const Tensor& index, const Tensor& out) {
+  check_indices(index, x.shape[0], "gather_rows");
+  const auto* rows = index.as<std::int32_t>();
+  const std::int64_t count = index.elements();
+  const std::int64_t row_bytes = width_of(x) * size_bytes(x.dtype);
+  const auto* from = static_cast<const std::byte*>(x.data);
+  auto* to = static_cast<std::byte*>(out.data);
+#pragma omp parallel for schedule(static) if (count * row_bytes > (1 << 16))
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::memcpy(to + i * row_bytes, from + rows[i] * row_bytes, static_cast<std::size_t>(row_bytes));
+  }
+}
+
+void CpuOps::combine(const Tensor& z, const Tensor& slots, const Tensor& weights, const Tensor& y) {
+  kernels_.combine(type_of(y), z.data, slots.as<std::int32_t>(), floats(weights), y.data, rows_of(y), width_of(slots),
+                   width_of(y));
+}
+
+void CpuOps::combine_backward(const Tensor& dy, const Tensor& z, const Tensor& slots, const Tensor& weights,
+                              const Tensor& dz, const Tensor& dweights) {
+  kernels_.combine_backward(type_of(dy), dy.data, z.data, slots.as<std::int32_t>(), floats(weights), dz.data,
+                            floats(dweights), rows_of(dy), width_of(slots), width_of(dy));
+}
+
+void CpuOps::cross_entropy(const Tensor& logits, const Tensor& targets, double scale, const Tensor& losses,
+                           const Tensor& dlogits) {
+  check_indices(targets, width_of(logits), "cross_entropy");
+  kernels_.cross_entropy(logits.as<float>(), targets.as<std::int32_t>(), static_cast<float>(scale), losses.as<float>(),
+                         dlogits ? type_of(dlogits) : Type::f32, dlogits.data, rows_of(logits), width_of(logits));
+}
+
+double CpuOps::squared_norm(const Tensor& x) {
+  std::array<double, kNormChunks> partial{};
+  kernels_.squared_norm(type_of(x), x.data, partial.data(), x.elements());
+  double sum = 0;
+  for (const double value : partial) sum += value;
+  return sum;
+}
+
+void CpuOps::adamw(const AdamwArguments& arguments, const Tensor& gradient, const Tensor& master, const Tensor& m,
+                   const Tensor& v, const Tensor& weight) {
+  const auto step = static_cast<double>(arguments.step);
+  const AdamwConstants constants{
+      .beta1 = static_cast<float>(arguments.beta1),
+      .one_minus_beta1 = static_cast<float>(1.0 - arguments.beta1),
+      .beta2 = static_cast<float>(arguments.beta2),
+      .one_minus_beta2 = static_cast<float>(1.0 - arguments.beta2),
+      .epsilon = static_cast<float>(arguments.epsilon),
+      .step_size = static_cast<float>(arguments.learning_rate / (1.0 - std::pow(arguments.beta1, step))),
+      .inv_sqrt_correction2 = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(arguments.beta2, step))),
+      .decay = static_cast<float>(arguments.learning_rate * arguments.weight_decay),
+      .gradient_scale = static_cast<float>(arguments.gradient_scale)};
+  kernels_.adamw(constants, gradient.as<float>(), master.as<float>(), m.as<float>(), v.as<float>(),
+                 weight ? type_of(weight) : Type::f32, weight.data, master.elements());
+}
+
+}  // namespace cpu
+
+std::unique_ptr<Ops> make_cpu_ops(const OpsOptions& options) { return std::make_unique<cpu::CpuOps>(options); }
+
+}  // namespace dropcycle

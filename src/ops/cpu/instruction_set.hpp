@@ -1,0 +1,18 @@
+// Which instructions are used, asked of the processor at run time. The environment variable DROPCYCLE_ISA lowers the
+// choice for tests and comparisons, before the first product: baseline (SSE2), avx2 (with FMA), avx512 (without BF16)
+// or native (the default: everything that the processor has, AVX-512 BF16 and AMX too).
+#pragma once
+
+#include "kernels/kernels.hpp"
+
+namespace dropcycle::cpu {
+
+enum class InstructionSet : std::uint8_t { baseline, avx2, avx512, native };
+
+// Throws Error{usage} where DROPCYCLE_ISA is unknown or names what the processor lacks.
+InstructionSet instruction_set();
+// Whether bf16 products run natively with the set above.
+bool multiplies_bf16();
+Kernels kernels_for(InstructionSet set);
+
+}  // namespace dropcycle::cpu

@@ -1,0 +1,32 @@
+// convert and add. Limit: memory bandwidth.
+#include "common.hpp"
+
+namespace dropcycle::cpu::DROPCYCLE_ISA {
+namespace {
+
+template <class From, class To>
+void convert_typed(const From* x, To* out, std::int64_t n) {
+#pragma omp parallel for simd schedule(static) if (n > kParallelElements)
+  for (std::int64_t i = 0; i < n; ++i) store(out[i], load(x[i]));
+}
+
+template <class T>
+void add_typed(const T* a, const T* b, T* y, std::int64_t n) {
+#pragma omp parallel for simd schedule(static) if (n > kParallelElements)
+  for (std::int64_t i = 0; i < n; ++i) store(y[i], load(a[i]) + load(b[i]));
+}
+
+}  // namespace
+
+void convert(Type from, const void* x, Type to, void* out, std::int64_t n) {
+  with_type(from, [&]<class From>(From) {
+    with_type(to, [&]<class To>(To) { convert_typed(static_cast<const From*>(x), static_cast<To*>(out), n); });
+  });
+}
+
+void add(Type type, const void* a, const void* b, void* y, std::int64_t n) {
+  with_type(type,
+            [&]<class T>(T) { add_typed(static_cast<const T*>(a), static_cast<const T*>(b), static_cast<T*>(y), n); });
+}
+
+}  // namespace dropcycle::cpu::DROPCYCLE_ISA

@@ -1,0 +1,102 @@
+// The table of vectorised kernels. Each is compiled once per instruction set (kernels.cmake) into its own namespace;
+// CpuOps takes the table of the best set that the processor has. Shapes and formulas: dropcycle/ops/ops.hpp.
+//
+// Type says what the arguments called x, y, ... hold (weights and activations); statistics and gradients of parameters
+// are float. `scratch` is float memory of the size that the function of the same name + _scratch gives.
+#pragma once
+
+#include <cstdint>
+
+namespace dropcycle::cpu {
+
+enum class Type : std::uint8_t { f32, bf16 };
+
+struct AdamwConstants {
+  float beta1, one_minus_beta1, beta2, one_minus_beta2, epsilon;
+  float step_size;             // learning_rate / (1 - beta1^step)
+  float inv_sqrt_correction2;  // 1 / sqrt(1 - beta2^step)
+  float decay;                 // learning_rate * weight_decay
+  float gradient_scale;
+};
+
+// Queries and keys of `batch` sequences; query i of a sequence stands at place keys - queries + i. Strides count
+// elements from row to row. dq, dk, dv: of the same strides as q, k, v.
+struct AttentionArguments {
+  std::int64_t batch, queries, keys, heads, kv_heads, head_size, q_stride, kv_stride;
+  float scale;
+  const void *q, *k, *v;
+  const std::int32_t* first_key;  // [batch * queries], or null
+  void* out;                      // [batch * queries, heads, head_size]
+  float* lse;                     // [batch * queries, heads], or null
+  const void* dout;
+  void *dq, *dk, *dv;
+  void* scratch;  // of the size that attention_scratch gives for the threads that run
+};
+
+#define DROPCYCLE_KERNELS(KERNEL)                                                                                      \
+  KERNEL(convert, (Type from, const void* x, Type to, void* out, std::int64_t n))                                      \
+  KERNEL(add, (Type type, const void* a, const void* b, void* y, std::int64_t n))                                      \
+  KERNEL(embedding_backward,                                                                                           \
+         (Type type, const void* dy, const std::int32_t* tokens, float* dw, std::int64_t rows, std::int64_t width))    \
+  KERNEL(add_rms_norm, (Type type, const void* x, const void* delta, const float* w, float epsilon, void* sum,         \
+                        void* y, float* inv_rms, std::int64_t rows, std::int64_t width))                               \
+  KERNEL(rms_norm_backward,                                                                                            \
+         (Type type, const void* dy, const void* x, const float* w, const float* inv_rms, const void* dresidual,       \
+          void* dx, float* dw, float* scratch, std::int64_t rows, std::int64_t width))                                 \
+  KERNEL(rope,                                                                                                         \
+         (Type type, void* x, const std::int32_t* positions, const float* cosines, const float* sines,                 \
+          float direction, std::int64_t rows, std::int64_t row_width, std::int64_t heads, std::int64_t head_size))     \
+  KERNEL(swiglu, (Type type, const void* gate_up, void* y, std::int64_t rows, std::int64_t width))                     \
+  KERNEL(swiglu_backward, (Type type, const void* dy, const void* gate_up, void* dgate_up, void* y, std::int64_t rows, \
+                           std::int64_t width))                                                                        \
+  KERNEL(router_logits, (Type type, const void* x, const float* w, float* logits, std::int64_t rows,                   \
+                         std::int64_t width, std::int64_t experts))                                                    \
+  KERNEL(router_logits_backward, (Type type, const float* dlogits, const void* x, const float* w, void* dx, float* dw, \
+                                  std::int64_t rows, std::int64_t width, std::int64_t experts))                        \
+  KERNEL(route, (bool softmax_first, const float* logits, std::int32_t* experts, float* weights, float* probabilities, \
+                 float* lse, std::int64_t rows, std::int64_t n_experts, std::int64_t top_k))                           \
+  KERNEL(route_backward,                                                                                               \
+         (bool softmax_first, const std::int32_t* experts, const float* weights, const float* probabilities,           \
+          const float* lse, const float* dweights, const float* dprobabilities, float z, float* dlogits,               \
+          std::int64_t rows, std::int64_t n_experts, std::int64_t top_k))                                              \
+  KERNEL(sum_rows, (const float* x, float* out, std::int64_t rows, std::int64_t width))                                \
+  KERNEL(combine, (Type type, const void* z, const std::int32_t* slots, const float* weights, void* y,                 \
+                   std::int64_t rows, std::int64_t top_k, std::int64_t width))                                         \
+  KERNEL(combine_backward, (Type type, const void* dy, const void* z, const std::int32_t* slots, const float* weights, \
+                            void* dz, float* dweights, std::int64_t rows, std::int64_t top_k, std::int64_t width))     \
+  KERNEL(cross_entropy, (const float* logits, const std::int32_t* targets, float scale, float* losses, Type type,      \
+                         void* dlogits, std::int64_t rows, std::int64_t width))                                        \
+  KERNEL(attention_scratch, (const AttentionArguments& a, bool backwards, std::int64_t threads, std::int64_t& bytes))  \
+  KERNEL(attention, (Type type, const AttentionArguments& a))                                                          \
+  KERNEL(attention_backward, (Type type, const AttentionArguments& a))                                                 \
+  KERNEL(squared_norm, (Type type, const void* x, double* partial, std::int64_t n))                                    \
+  KERNEL(adamw, (const AdamwConstants& c, const float* gradient, float* master, float* m, float* v, Type type,         \
+                 void* weight, std::int64_t n))
+
+struct Kernels {
+#define DROPCYCLE_KERNEL_POINTER(name, arguments) void(*name) arguments;
+  DROPCYCLE_KERNELS(DROPCYCLE_KERNEL_POINTER)
+#undef DROPCYCLE_KERNEL_POINTER
+};
+
+// Reductions over rows are cut into chunks whose number depends on the sizes only, so that bits do not depend on the
+// number of threads: each chunk is summed in order, then the chunks in order.
+constexpr std::int64_t kReductionChunks = 32;
+constexpr std::int64_t kNormChunks = 256;  // of squared_norm's `partial`
+
+namespace baseline {
+Kernels kernels();
+}
+namespace avx2 {
+Kernels kernels();
+}
+namespace avx512 {
+Kernels kernels();
+}
+namespace avx512bf16 {
+void attention_bf16_scratch(const AttentionArguments& a, bool backwards, std::int64_t threads, std::int64_t& bytes);
+void attention_bf16(const AttentionArguments& a);
+void attention_bf16_backward(const AttentionArguments& a);
+}  // namespace avx512bf16
+
+}  // namespace dropcycle::cpu

@@ -1,0 +1,47 @@
+// Matrix products of oneDNN with kept primitives. The only file that knows oneDNN is matmul.cpp.
+//
+// Creating a primitive takes about half a millisecond, so primitives are kept, keyed on all that they depend on.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "instruction_set.hpp"
+
+namespace dropcycle::cpu {
+
+// c[m,n] = a[m,k] b[k,n], sums in float.
+enum class Product : std::uint8_t {
+  forward,   // y = x wᵀ: a = x, b = packed w [n,k], c = y
+  backward,  // dx = dy w: a = dy, b = packed w [k,n], c = dx
+  gradient,  // dw += dyᵀ x: a = dy stored as [k,m], b = x [k,n], c = dw, float, added to
+};
+
+struct MatmulKey {
+  Product product = Product::forward;
+  Type in = Type::f32;   // of a and b
+  Type out = Type::f32;  // of c
+  std::int64_t m = 0, n = 0, k = 0;
+  bool operator==(const MatmulKey&) const = default;
+};
+
+class Matmul {
+ public:
+  explicit Matmul(InstructionSet set);
+  ~Matmul();
+  Matmul(const Matmul&) = delete;
+  Matmul& operator=(const Matmul&) = delete;
+
+  // Bytes of one packed weight [outputs, inputs], a multiple of 64.
+  std::int64_t packed_bytes(Product product, Type type, std::int64_t outputs, std::int64_t inputs);
+  // Writes w in the layout that oneDNN likes best for `product` (forward or backward).
+  void pack(Product product, Type type, std::int64_t outputs, std::int64_t inputs, const void* w, void* packed);
+  // m, n and k are at least 1.
+  void run(const MatmulKey& key, const void* a, const void* b, void* c);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dropcycle::cpu

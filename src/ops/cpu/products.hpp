@@ -1,0 +1,68 @@
+// Linear layers on Matmul: packed copies of weights, products grouped by expert, and fp32 where bf16 has no
+// instructions.
+#pragma once
+
+#include <map>
+#include <span>
+#include <tuple>
+
+#include "dropcycle/device/arena.hpp"
+#include "dropcycle/ops/ops.hpp"
+#include "matmul.hpp"
+
+namespace dropcycle::cpu {
+
+// Element type of a tensor; throws Error{internal} unless f32 or bf16.
+Type type_of(const Tensor& tensor);
+
+// Grow-only memory for one purpose.
+class Workspace {
+ public:
+  void* bytes(std::int64_t count) {
+    if (count > buffer_.size_bytes()) buffer_ = Buffer(count + count / 4);
+    return buffer_.data();
+  }
+  template <class T>
+  T* array(std::int64_t count) {
+    return static_cast<T*>(bytes(count * static_cast<std::int64_t>(sizeof(T))));
+  }
+
+ private:
+  Buffer buffer_;
+};
+
+class Products {
+ public:
+  Products(InstructionSet set, bool native_bf16, const Kernels& kernels);
+
+  // Rows offsets[e] to offsets[e+1] of `in` times weight e: `product` is forward (in = x, out = y) or backward
+  // (in = dy, out = dx). A plain linear layer is a group of one.
+  void multiply(Product product, const Tensor& in, std::span<const std::int64_t> offsets, const Weight& w,
+                const Tensor& out);
+  // dw[e] += dy[rows of e]ᵀ x[rows of e].
+  void gradient(const Tensor& dy, const Tensor& x, std::span<const std::int64_t> offsets, const Tensor& dw);
+  // Memory in packed copies: at most two of every weight (one for forward, one for backward).
+  std::int64_t packed_bytes() const;
+
+ private:
+  struct Packed {
+    std::uint64_t version = 0;
+    std::int64_t stride_bytes = 0;  // from expert to expert
+    Buffer memory;
+  };
+  struct Sizes {
+    std::int64_t experts, outputs, inputs;
+  };
+  const Packed& packed(Product product, const Weight& w, const Sizes& sizes);
+  void multiply_rows(MatmulKey key, const std::byte* in, const void* w, std::byte* out, std::int64_t rows);
+  void gradient_rows(MatmulKey key, const std::byte* dy, const std::byte* x, float* dw, std::int64_t rows);
+  const void* product_operand(const Tensor& tensor, Workspace& workspace);
+
+  Matmul matmul_;
+  bool native_bf16_;
+  const Kernels& kernels_;
+  std::map<std::tuple<const void*, Product, std::int64_t, std::int64_t, std::int64_t>, Packed> packed_;
+  Workspace first_, second_, result_, tail_in_, tail_out_, converted_;
+};
+
+}  // namespace dropcycle::cpu

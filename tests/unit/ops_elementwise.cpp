@@ -1,0 +1,243 @@
+// Everything of the cpu backend but products and attention.
+#include <array>
+
+#include "ops_support.hpp"
+
+using namespace dropcycle;
+using dropcycle::test::check_against_float64;
+using dropcycle::test::cpu_ops;
+using dropcycle::test::Run;
+
+namespace {
+
+struct Size {
+  std::int64_t rows, width;
+};
+constexpr std::array<Size, 4> kSizes{{{2, 5}, {7, 37}, {65, 256}, {300, 96}}};
+
+}  // namespace
+
+TEST_CASE("add, convert and fill_zero") {
+  for (const auto& [rows, width] : kSizes) {
+    check_against_float64("add", [&](Run& r) {
+      const Tensor a = r.normal(r.compute, {rows, width}), b = r.normal(r.compute, {rows, width});
+      const Tensor y = r.empty(r.compute, {rows, width}), wide = r.empty(r.acc, {rows, width});
+      r.ops.convert(a, wide);
+      r.output("widened", wide);
+      r.ops.add(a, b, y);
+      r.ops.add(a, b, a);
+      r.output("y", y);
+      r.output("in place", a);
+      r.ops.convert(r.normal(r.acc, {rows, width}), b);
+      r.output("rounded", b);
+      const Tensor zero = r.normal(r.compute, {rows, width});
+      r.ops.fill_zero(zero);
+      r.output("zero", zero);
+    });
+  }
+}
+
+TEST_CASE("conversion to bf16 rounds to nearest even and keeps NaN and infinity") {
+  std::vector<float> values{1.00390625F, 1.01171875F, NAN, -NAN, INFINITY, -INFINITY, 3.4e38F, -0.0F, 1e-40F, 0.1F};
+  values.resize(40, 1.2345678F);
+  std::vector<BF16> out(values.size());
+  const auto n = static_cast<std::int64_t>(values.size());
+  cpu_ops().convert(Tensor(values.data(), {n}), Tensor(out.data(), {n}));
+  for (std::size_t i = 0; i < values.size(); ++i) CHECK(out[i].bits == BF16(values[i]).bits);
+}
+
+TEST_CASE("jitter is its own formula on the stream's draws") {
+  check_against_float64("jitter", [](Run& r) {
+    const Tensor x = r.normal(r.compute, {33, 17}), y = r.empty(r.compute, {33, 17});
+    r.ops.jitter(x, RandomStream(3, Purpose::jitter, "layer", 5), 1234, 0.01, y);
+    r.output("y", y);
+  });
+}
+
+TEST_CASE("embedding and its adjoint") {
+  for (const auto& [rows, width] : kSizes) {
+    check_against_float64("embedding", [&](Run& r) {
+      const Tensor tokens = r.indices({rows}, 0, 29), w = r.normal(r.compute, {29, width});
+      const Tensor y = r.empty(r.compute, {rows, width}), dw = r.normal(r.acc, {29, width});
+      r.ops.embedding(tokens, w, y);
+      r.ops.embedding_backward(y, tokens, dw);
+      r.output("y", y);
+      r.output("dw", dw);
+    });
+  }
+}
+
+TEST_CASE("add_rms_norm and its adjoint") {
+  for (const auto& [rows, width] : kSizes) {
+    for (const bool with_delta : {false, true}) {
+      check_against_float64("rms_norm", [&](Run& r) {
+        const Shape shape{rows, width};
+        const Tensor x = r.normal(r.compute, shape), delta = r.normal(r.compute, shape, 0.3);
+        const Tensor w = r.normal(r.acc, {width}, 0.2, 1);
+        const Tensor sum = r.empty(r.compute, shape), y = r.empty(r.compute, shape), inv = r.empty(r.acc, {rows});
+        r.ops.add_rms_norm(x, with_delta ? delta : Tensor{}, w, 1e-5, with_delta ? sum : Tensor{}, y, inv);
+        if (with_delta) r.output("sum", sum);
+        r.output("y", y);
+        r.output("inv_rms", inv);
+        const Tensor inverse = r.normal(r.acc, {rows}, 0.1, 1), dy = r.normal(r.compute, shape);
+        const Tensor residual = r.normal(r.compute, shape), dx = r.empty(r.compute, shape),
+                     dw = r.normal(r.acc, {width});
+        r.ops.rms_norm_backward(dy, x, w, inverse, with_delta ? residual : Tensor{}, dx, dw);
+        r.output("dx", dx);
+        r.output("dw", dw);
+        r.ops.rms_norm_backward(dy, x, w, inverse, residual, residual, dw);
+        r.output("dx in place", residual);
+      });
+    }
+  }
+}
+
+TEST_CASE("rope rotates the first heads forward and back") {
+  for (const std::int64_t d : {2, 6, 64}) {
+    for (const int direction : {1, -1}) {
+      check_against_float64("rope", [&](Run& r) {
+        const std::int64_t rows = 19, heads = 3;
+        const Tensor x = r.normal(r.compute, {rows, (heads + 1) * d}), positions = r.indices({rows}, 0, 700);
+        const Tensor frequencies = r.empty(DType::f64, {d / 2});
+        for (std::int64_t i = 0; i < d / 2; ++i) {
+          frequencies.as<double>()[i] = std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(d));
+        }
+        r.ops.rope(x, positions, frequencies, d, heads, direction);
+        r.output("x", x);
+      });
+    }
+  }
+}
+
+TEST_CASE("swiglu and its adjoint") {
+  for (const auto& [rows, width] : kSizes) {
+    check_against_float64("swiglu", [&](Run& r) {
+      const Tensor x = r.normal(r.compute, {rows, 2 * width}, 3), dy = r.normal(r.compute, {rows, width});
+      const Tensor y = r.empty(r.compute, {rows, width}), again = r.empty(r.compute, {rows, width});
+      const Tensor dx = r.empty(r.compute, {rows, 2 * width}), dx2 = r.empty(r.compute, {rows, 2 * width});
+      r.ops.swiglu(x, y);
+      r.ops.swiglu_backward(dy, x, dx, again);
+      r.ops.swiglu_backward(dy, x, dx2, {});
+      r.output("y", y);
+      r.output("dx", dx);
+      r.output("dx without y", dx2);
+      r.output("y again", again);
+    });
+  }
+}
+
+TEST_CASE("swiglu at the ends of the number range") {
+  std::vector<float> x{-200, 200, -1e30F, 88, -88, 0, 1, 1, 1, 1, 1, 1};
+  std::vector<float> y(6);
+  cpu_ops().swiglu(Tensor(x.data(), {1, 12}), Tensor(y.data(), {1, 6}));
+  const std::vector<float> want{0, 200, 0, 88, -5.3e-37F, 0};
+  for (std::size_t i = 0; i < y.size(); ++i) CHECK(std::abs(y[i] - want[i]) <= 1e-6F * std::abs(want[i]) + 1e-35F);
+}
+
+TEST_CASE("router: logits, choice, weights and adjoints") {
+  for (const auto& [rows, experts, top_k] :
+       {std::array<std::int64_t, 3>{1, 1, 1}, {9, 3, 1}, {70, 8, 2}, {33, 64, 5}, {40, 5, 5}}) {
+    for (const RouterMode mode : {RouterMode::topk_softmax, RouterMode::softmax_topk}) {
+      check_against_float64("router", [&, n = rows, e = experts, k = top_k](Run& r) {
+        const std::int64_t h = 77;
+        const Tensor x = r.normal(r.compute, {n, h}), w = r.normal(r.acc, {e, h}, 0.2);
+        const Tensor logits = r.empty(r.acc, {n, e});
+        r.ops.router_logits(x, w, logits);
+        r.output("logits", logits);
+        const Tensor given = r.normal(r.acc, {n, e});
+        const Tensor chosen = r.empty(DType::i32, {n, k}), weights = r.empty(r.acc, {n, k});
+        const Tensor p = r.empty(r.acc, {n, e}), lse = r.empty(r.acc, {n});
+        r.ops.route(given, mode, chosen, weights, p, lse);
+        r.output("experts", chosen);
+        r.output("weights", weights);
+        r.output("probabilities", p);
+        r.output("lse", lse);
+        const Tensor dweights = r.normal(r.acc, {n, k}), a = r.normal(r.acc, {e}), dlogits = r.empty(r.acc, {n, e});
+        r.ops.route_backward(mode, chosen, weights, p, lse, dweights, a, 0.01, dlogits);
+        r.output("dlogits", dlogits);
+        const Tensor without = r.empty(r.acc, {n, e});
+        r.ops.route_backward(mode, chosen, weights, p, lse, dweights, {}, 0, without);
+        r.output("dlogits of the weights alone", without);
+        const Tensor dx = r.normal(r.compute, {n, h}), dw = r.normal(r.acc, {e, h}), sums = r.normal(r.acc, {e});
+        r.ops.router_logits_backward(given, x, w, dx, dw);
+        r.ops.sum_rows(given, sums);
+        r.output("dx", dx);
+        r.output("dw", dw);
+        r.output("sum_rows", sums);
+      });
+    }
+  }
+}
+
+TEST_CASE("ties go to the lower expert, and NaN still gives valid indices") {
+  std::vector<float> logits{1, 2, 2, 0, 2, NAN, NAN, NAN, NAN, NAN};
+  std::vector<std::int32_t> experts(6);
+  std::vector<float> weights(6), p(10), lse(2);
+  cpu_ops().route(Tensor(logits.data(), {2, 5}), RouterMode::topk_softmax, Tensor(experts.data(), {2, 3}),
+                  Tensor(weights.data(), {2, 3}), Tensor(p.data(), {2, 5}), Tensor(lse.data(), {2}));
+  CHECK(std::vector<std::int32_t>(experts.begin(), experts.begin() + 3) == std::vector<std::int32_t>{1, 2, 4});
+  for (std::size_t k = 3; k < 6; ++k) CHECK((experts[k] >= 0 && experts[k] < 5));
+}
+
+TEST_CASE("gather, combine and their adjoint") {
+  for (const std::int64_t top_k : {1, 2, 3}) {
+    check_against_float64("combine", [&](Run& r) {
+      const std::int64_t rows = 21, h = 301;
+      std::vector<std::int32_t> slots;
+      for (std::int64_t i = 0; i < rows * top_k; ++i)
+        slots.push_back(static_cast<std::int32_t>(i * 22 % (rows * top_k)));
+      const Tensor where = r.integers(slots, {rows, top_k}), z = r.normal(r.compute, {rows * top_k, h});
+      const Tensor weights = r.normal(r.acc, {rows, top_k}), y = r.empty(r.compute, {rows, h});
+      const Tensor ones = r.empty(r.compute, {rows, h}), dy = r.normal(r.compute, {rows, h});
+      const Tensor dz = r.empty(r.compute, {rows * top_k, h}), dweights = r.empty(r.acc, {rows, top_k});
+      r.ops.combine(z, where, weights, y);
+      r.ops.combine(z, where, {}, ones);
+      r.ops.combine_backward(dy, z, where, weights, dz, dweights);
+      const Tensor index = r.indices({50}, 0, rows), out = r.empty(r.compute, {50, h});
+      r.ops.gather_rows(dy, index, out);
+      r.output("y", y);
+      r.output("y without weights", ones);
+      r.output("dz", dz);
+      r.output("dweights", dweights);
+      r.output("gathered", out);
+    });
+  }
+}
+
+TEST_CASE("cross-entropy with ignored rows") {
+  for (const std::int64_t vocabulary : {2, 97, 4099}) {
+    check_against_float64("cross_entropy", [&](Run& r) {
+      const Tensor logits = r.normal(r.acc, {23, vocabulary}, 4), targets = r.indices({23}, -1, vocabulary);
+      const Tensor losses = r.empty(r.acc, {23}), alone = r.empty(r.acc, {23});
+      const Tensor dlogits = r.empty(r.compute, {23, vocabulary});
+      targets.as<std::int32_t>()[3] = -1;
+      r.ops.cross_entropy(logits, targets, 0.37, losses, dlogits);
+      r.ops.cross_entropy(logits, targets, 0.37, alone, {});
+      r.output("losses", losses);
+      r.output("losses alone", alone);
+      r.output("dlogits", dlogits);
+    });
+  }
+}
+
+TEST_CASE("AdamW and the squared norm") {
+  for (const std::int64_t n : {1, 1003, 40000}) {
+    check_against_float64("adamw", [&](Run& r) {
+      const Tensor gradient = r.normal(r.acc, {n}), master = r.normal(r.acc, {n}, 0.1), m = r.normal(r.acc, {n}, 0.1);
+      const Tensor v = r.empty(r.acc, {n}), weight = r.empty(r.compute, {n});
+      reference::write(std::vector<double>(static_cast<std::size_t>(n), 0.01), v);
+      const AdamwArguments arguments{.learning_rate = 1e-2, .weight_decay = 0.1, .gradient_scale = 0.5, .step = 3};
+      r.ops.adamw(arguments, gradient, master, m, v, weight);
+      r.ops.adamw(arguments, gradient, master, m, v, {});
+      r.output("master", master);
+      r.output("m", m);
+      r.output("v", v);
+      r.output("weight", weight);
+    });
+    std::vector<float> x(static_cast<std::size_t>(n));
+    RandomStream(1, Purpose::test, "norm").fill_normal(Tensor(x.data(), {n}), 0, 0, 1);
+    double want = 0;
+    for (const float value : x) want += static_cast<double>(value) * value;
+    CHECK(std::abs(cpu_ops().squared_norm(Tensor(x.data(), {n})) - want) <= 1e-12 * want);
+  }
+}
