@@ -45,6 +45,8 @@ struct MicrobatchLosses {
 
 class Model {
  public:
+  // The parameters of this rank, without making them; all of the model's with Groups::single().
+  static std::vector<ParameterSpec> declare(const ModelConfig& config, const Groups& groups);
   // Declares this rank's parameters and allocates them (zero): initialise, then call weights_changed().
   Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType compute);
   Model(const Model&) = delete;
@@ -86,7 +88,6 @@ class Model {
     Tensor sum, inv_rms, normed;  // the final norm's
     RoutingStatistics routing;
   };
-  static std::vector<ParameterSpec> declare(const ModelConfig& config, const Groups& groups);
   template <class Get>
   ModelParameters<Tensor> bind(Get get) const;
 
