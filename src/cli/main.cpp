@@ -80,6 +80,8 @@ int run(int argc, char** argv) {
   add_tokenizer(app);
   add_preprocess(app);
   add_inspect(app);
+  add_verify(app);
+  add_upcycle(app);
   add_compare(app);
   add_config(app);
   try {

@@ -17,6 +17,8 @@ void add_config(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_preprocess(CLI::App& app);
 void add_tokenizer(CLI::App& app);
+void add_upcycle(CLI::App& app);
+void add_verify(CLI::App& app);
 
 // `--set key=value`, repeatable, of every verb that reads a configuration.
 void add_set_option(CLI::App& verb, std::vector<std::string>& overrides);
