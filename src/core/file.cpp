@@ -128,6 +128,7 @@ void write_file(const fs::path& path, std::string_view content) {
 std::string read_file(const fs::path& path) {
   std::ifstream stream(path, std::ios::binary);
   if (!stream) fail(Status::input, "{}: can't be read: {}", path.string(), std::strerror(errno));
+  if (fs::is_directory(path)) fail(Status::input, "{}: is a folder, expected a file", path.string());
   std::ostringstream content;
   content << stream.rdbuf();
   if (stream.bad()) fail(Status::input, "{}: reading failed: {}", path.string(), std::strerror(errno));

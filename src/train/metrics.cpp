@@ -70,6 +70,7 @@ std::string short_count(double value) {
 }
 
 std::string duration(double seconds) {
+  if (!std::isfinite(seconds)) return "unknown";
   const auto total = static_cast<std::int64_t>(std::max(seconds, 0.0) + 0.5);
   if (total >= 3600) return fmt::format("{}h{:02}m", total / 3600, total / 60 % 60);
   return fmt::format("{}m{:02}s", total / 60, total % 60);
@@ -157,14 +158,15 @@ std::string terminal_line(const StepMetrics& metrics, std::int64_t steps) {
   const auto add = [&line](double value, const std::string& text) {
     if (!std::isnan(value)) line += "  " + text;
   };
+  // What matters most comes first: a narrow terminal cuts the end off.
+  add(metrics.seconds_left, "left " + duration(metrics.seconds_left));
   add(metrics.loss, fmt::format("loss {:.4f}", metrics.loss));
-  add(metrics.balance_loss, fmt::format("balance {:.3f}", metrics.balance_loss));
-  add(metrics.gradient_norm, fmt::format("norm {:.2f}", metrics.gradient_norm));
-  add(metrics.learning_rate, fmt::format("lr {:.2e}", metrics.learning_rate));
   add(metrics.tokens_per_second, fmt::format("{} tokens/s", short_count(metrics.tokens_per_second)));
   add(metrics.product_share, fmt::format("{:.0f}% of product speed", 100 * metrics.product_share));
   add(worst_imbalance(metrics), fmt::format("experts {:.2f}", worst_imbalance(metrics)));
-  if (std::isfinite(metrics.seconds_left)) line += "  left " + duration(metrics.seconds_left);
+  add(metrics.gradient_norm, fmt::format("norm {:.2f}", metrics.gradient_norm));
+  add(metrics.learning_rate, fmt::format("lr {:.2e}", metrics.learning_rate));
+  add(metrics.balance_loss, fmt::format("balance {:.3f}", metrics.balance_loss));
   return line;
 }
 

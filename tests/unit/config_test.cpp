@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <limits>
+#include <random>
 #include <set>
 
 #include "../scratch_folder.hpp"
@@ -237,4 +238,43 @@ TEST_CASE("the description holds every key") {
   const std::string text = describe_config();
   for (const std::string& key : config_key_names()) CHECK(text.find("\n" + key + " ") != std::string::npos);
   CHECK(text.find("\ndata.train.weight ") != std::string::npos);
+}
+
+TEST_CASE("damaged files give an error, never a crash") {
+  Config config = small_config();
+  config.data.train = {{"en", {"en-*.h5"}, 0.5, 0}};
+  const std::string whole = to_toml(config);
+  std::mt19937 random(1);
+  const auto below = [&random](std::size_t n) { return random() % n; };
+  int loaded = 0, refused = 0;
+  for (int round = 0; round < 3000; ++round) {
+    std::string text = whole;
+    for (std::size_t edits = 1 + below(3); edits > 0; --edits) {
+      const std::size_t place = below(text.size());
+      switch (below(4)) {
+        case 0:
+          text[place] = static_cast<char>(below(256));
+          break;
+        case 1:
+          text.erase(place, 1 + below(20));
+          break;
+        case 2:
+          text.insert(place, 1 + below(300), "[{\"=.,#\n\\"[below(9)]);
+          break;
+        default:
+          text.insert(place, text.substr(below(text.size()), 40));
+      }
+    }
+    try {
+      parse_model(text);
+      ++loaded;
+    } catch (const Error& error) {
+      ++refused;
+      CHECK(error.status() == Status::usage);
+      CHECK(std::string_view(error.what()).find('\n') == std::string_view::npos);
+    }
+  }
+  CHECK(loaded > 20);
+  CHECK(refused > 1000);
+  CHECK_THROWS_AS(load_config(scratch_folder(), {}), Error);  // a folder
 }

@@ -154,10 +154,10 @@ TEST_CASE("the worst imbalance is the highest load over the mean load of any lay
 
 TEST_CASE("the terminal line shows what is known") {
   CHECK(terminal_line(step_metrics(5), 400) ==
-        "step 5/400  loss 1.0000  balance 1.020  norm 3.50  lr 5.00e-04  16.4k tokens/s  40% of product speed  "
-        "experts 1.50  left 2m00s");
+        "step 5/400  left 2m00s  loss 1.0000  16.4k tokens/s  40% of product speed  experts 1.50  norm 3.50  "
+        "lr 5.00e-04  balance 1.020");
   CHECK(terminal_line({.step = 1, .loss = 2, .tokens_per_second = 950, .seconds_left = 7500}, 2) ==
-        "step 1/2  loss 2.0000  950 tokens/s  left 2h05m");
+        "step 1/2  left 2h05m  loss 2.0000  950 tokens/s");
 }
 
 TEST_CASE("after a resume each step stands in the files once") {

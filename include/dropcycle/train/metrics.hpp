@@ -58,8 +58,8 @@ EvalMetrics parse_eval_metrics(const std::string& line, const std::string& where
 std::vector<StepMetrics> read_step_metrics(const std::filesystem::path& run);
 std::vector<EvalMetrics> read_eval_metrics(const std::filesystem::path& run);
 
-// "step 12/400  loss 5.1234  balance 1.052  norm 0.91  lr 3.00e-04  12.3k tokens/s  41% of product speed
-// experts 1.31  left 2m05s": what is unknown is left out. Experts: worst_imbalance.
+// "step 12/400  left 2m05s  loss 5.1234  12.3k tokens/s  41% of product speed  experts 1.31  norm 0.91  lr 3.00e-04
+// balance 1.052": what is unknown is left out. Experts: worst_imbalance.
 std::string terminal_line(const StepMetrics& metrics, std::int64_t steps);
 
 // Writes all of the above. Only rank 0 makes one.
