@@ -69,7 +69,8 @@ class Packages:
         if name.startswith("apt:"):
             for path in self.index_files(name[4:]):
                 command = ["/usr/lib/apt/apt-helper", "cat-file", path]
-                yield "/" + os.path.basename(path), subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+                # Not the file's own name: it has the mirror and the compression, and the path decides the split.
+                yield "/" + name[4:], subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
             return
         command = ["dpkg-deb", "--fsys-tarfile", self._archive(name)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

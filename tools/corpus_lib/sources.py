@@ -66,7 +66,7 @@ _SPHINX_INDEXES = r"genindex|modindex|/search|_modules/"
 QUICK = [
     _man("manpages-ja", "ja", "manpages-ja"),
     *_each_language(_page, "libreoffice-help", "libreoffice-help-{}", r"/text/.*\.html$", _LOWER, inside="DisplayArea"),
-    Source("descriptions-ja", "ja", "apt:Translation-ja", "_main_i18n_Translation-ja", readers.package_descriptions,
+    Source("descriptions-ja", "ja", "apt:Translation-ja", "Translation-ja", readers.package_descriptions,
            options={"language": "ja"}),
     Source("austen-en", "en", "r-cran-janeaustenr", r"/Rdata\.rdb$", readers.r_books),
     _man("manpages-en", "en", "manpages", r"/man/man"),
