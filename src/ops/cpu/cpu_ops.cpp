@@ -92,6 +92,10 @@ void CpuOps::fill_zero(const Tensor& x) {
 }
 
 void CpuOps::convert(const Tensor& x, const Tensor& out) {
+  if (x.dtype == DType::f64 && out.dtype == DType::f32) {  // small host arrays
+    std::copy_n(x.as<double>(), x.elements(), out.as<float>());
+    return;
+  }
   kernels_.convert(type_of(x), x.data, type_of(out), out.data, x.elements());
 }
 
