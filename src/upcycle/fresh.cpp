@@ -3,8 +3,8 @@
 #include "dropcycle/core/convert.hpp"
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/random.hpp"
+#include "dropcycle/core/threads.hpp"
 #include "dropcycle/upcycle/upcycle.hpp"
-#include "threads.hpp"
 
 namespace dropcycle {
 namespace {

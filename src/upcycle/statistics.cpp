@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "threads.hpp"
+#include "dropcycle/core/threads.hpp"
 
 namespace dropcycle {
 namespace {

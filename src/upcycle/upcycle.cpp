@@ -11,8 +11,8 @@
 #include "dropcycle/core/digest.hpp"
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/random.hpp"
+#include "dropcycle/core/threads.hpp"
 #include "statistics.hpp"
-#include "threads.hpp"
 
 namespace dropcycle {
 namespace {
@@ -62,42 +62,42 @@ struct Recipe {
   double mean = 0, standard_deviation = 0;
   bool added = false;         // to the dense weight (noise), or instead of it (drop)
   bool columns = false;       // neurons are columns
-  std::vector<bool> dropped;  // [F]
+  std::vector<char> dropped;  // [F], empty: none
 };
 
 // One local row of `count` weights, from element `global` of the matrix on; W is the dense row's type.
 template <class W>
 void fill_row(const Recipe& recipe, const W* dense, std::int64_t row, std::int64_t first_column, std::int64_t width,
-              const Tensor& out, std::vector<double>& values, std::vector<double>& draws) {
+              const Tensor& out, std::vector<double>& draws) {
   const std::int64_t count = out.elements();
-  const auto neuron = [&](std::int64_t i) {
-    return recipe.dropped[static_cast<std::size_t>(recipe.columns ? first_column + i : row)];
-  };
-  const bool whole_row_kept = recipe.dropped.empty() || (!recipe.columns && !neuron(0));
-  if (whole_row_kept) {
+  const char* dropped = recipe.dropped.data() + (recipe.columns ? first_column : row);  // of the row's first weight
+  if (recipe.dropped.empty() || (!recipe.columns && *dropped == 0)) {
     convert(dense, DTypeOf<W>::value, out.data, out.dtype, count);
     return;
   }
   draws.resize(static_cast<std::size_t>(count));
-  values.resize(static_cast<std::size_t>(count));
   recipe.stream.fill_normal(Tensor(draws.data(), Shape{count}), static_cast<std::uint64_t>(row * width + first_column),
                             recipe.mean, recipe.standard_deviation);
-  for (std::int64_t i = 0; i < count; ++i) {
-    const auto place = static_cast<std::size_t>(i);
-    const auto old = static_cast<double>(dense[i]);
-    values[place] = !neuron(i) ? old : recipe.added ? old + draws[place] : draws[place];
+  if (recipe.added) {
+    for (std::int64_t i = 0; i < count; ++i) draws[static_cast<std::size_t>(i)] += static_cast<double>(dense[i]);
   }
-  convert(values.data(), DType::f64, out.data, out.dtype, count);
+  if (recipe.columns) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto place = static_cast<std::size_t>(i);
+      draws[place] = dropped[i] != 0 ? draws[place] : static_cast<double>(dense[i]);
+    }
+  }
+  convert(draws.data(), DType::f64, out.data, out.dtype, count);
 }
 
 template <class W>
 void fill_part(const Recipe& recipe, const W* dense, const ShardedTensor& out) {
   const std::int64_t width = out.global_shape[1], first_row = out.offset[0], first_column = out.offset[1];
   in_parallel(out.local.shape[0], 4, [&](std::int64_t first, std::int64_t last) {
-    std::vector<double> values, draws;
+    std::vector<double> draws;
     for (std::int64_t i = first; i < last; ++i) {
       const std::int64_t row = first_row + i;
-      fill_row(recipe, dense + row * width + first_column, row, first_column, width, out.local[i], values, draws);
+      fill_row(recipe, dense + row * width + first_column, row, first_column, width, out.local[i], draws);
     }
   });
 }
@@ -165,7 +165,7 @@ struct Upcycler::State {
                   which.matrix == FfnMatrix::down,
                   {}};
     if (!indices.empty()) recipe.dropped.resize(static_cast<std::size_t>(neurons));
-    for (const std::int64_t index : indices) recipe.dropped[static_cast<std::size_t>(index)] = true;
+    for (const std::int64_t index : indices) recipe.dropped[static_cast<std::size_t>(index)] = 1;
     if (dense.dtype == DType::f64) {
       fill_part(recipe, reinterpret_cast<const double*>(dense.memory.data()), out);
     } else {
