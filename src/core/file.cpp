@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <sstream>
+#include <utility>
 
 #include "dropcycle/core/error.hpp"
 
@@ -101,9 +102,8 @@ AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), temporary_(path_
 }
 
 AtomicFile::~AtomicFile() {
-  if (descriptor_ < 0) return;
-  ::close(descriptor_);
-  ::unlink(temporary_.c_str());
+  if (descriptor_ >= 0) ::close(descriptor_);
+  if (!renamed_) ::unlink(temporary_.c_str());
 }
 
 void AtomicFile::append(const void* data, std::size_t size) {
@@ -113,9 +113,9 @@ void AtomicFile::append(const void* data, std::size_t size) {
 
 void AtomicFile::commit() {
   file_system().sync(descriptor_, temporary_);
-  file_system().close(descriptor_, temporary_);
-  descriptor_ = -1;
+  file_system().close(std::exchange(descriptor_, -1), temporary_);  // a close that fails has closed
   file_system().rename(temporary_, path_);
+  renamed_ = true;
   file_system().sync_directory(path_.parent_path());
 }
 

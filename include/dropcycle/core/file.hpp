@@ -49,6 +49,7 @@ class AtomicFile {
   std::filesystem::path path_, temporary_;
   int descriptor_ = -1;
   std::uint64_t size_ = 0;
+  bool renamed_ = false;
 };
 
 // Creates or replaces a file as a whole through AtomicFile.
