@@ -48,6 +48,13 @@ Handle access_list() {
   return list;
 }
 
+// No times in the file: equal content gives equal bytes.
+Handle creation_list() {
+  Handle list(H5Pcreate(H5P_FILE_CREATE), H5Pclose);
+  require(list && H5Pset_obj_track_times(list.get(), false) >= 0, "HDF5 refused the creation options of a token shard");
+  return list;
+}
+
 // A contiguous dataset that takes its room at once and isn't filled.
 Handle create_dataset(hid_t file, const char* name, hid_t type, std::span<const hsize_t> sizes) {
   const Handle space(H5Screate_simple(static_cast<int>(sizes.size()), sizes.data(), nullptr), H5Sclose);
@@ -55,7 +62,7 @@ Handle create_dataset(hid_t file, const char* name, hid_t type, std::span<const 
   H5Pset_layout(options.get(), H5D_CONTIGUOUS);
   H5Pset_alloc_time(options.get(), H5D_ALLOC_TIME_EARLY);
   H5Pset_fill_time(options.get(), H5D_FILL_TIME_NEVER);
-  H5Pset_obj_track_times(options.get(), false);  // equal content gives equal bytes
+  H5Pset_obj_track_times(options.get(), false);
   return {H5Dcreate2(file, name, type, space.get(), H5P_DEFAULT, options.get(), H5P_DEFAULT), H5Dclose};
 }
 
@@ -65,7 +72,8 @@ hid_t token_type(std::uint64_t token_bytes) { return token_bytes == 2 ? H5T_STD_
 std::uint64_t first_dataset_offset() {
   const Handle list = access_list();
   H5Pset_fapl_core(list.get(), 1 << 16, false);
-  const Handle file(H5Fcreate("probe", H5F_ACC_TRUNC, H5P_DEFAULT, list.get()), H5Fclose);
+  const Handle creation = creation_list();
+  const Handle file(H5Fcreate("probe", H5F_ACC_TRUNC, creation.get(), list.get()), H5Fclose);
   const hsize_t one = 1;
   const Handle dataset = create_dataset(file.get(), kTokens, H5T_STD_U16LE, {&one, 1});
   require(static_cast<bool>(dataset), "HDF5 can't create a file in memory");
@@ -108,7 +116,8 @@ ShardWriter::ShardWriter(std::filesystem::path path, std::string tokenizer_diges
   state.tokens_offset = first_dataset_offset();
   state.descriptor = file_system().create(state.temporary);
   const Handle list = access_list();
-  state.file = Handle(H5Fcreate(state.temporary.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, list.get()), H5Fclose);
+  const Handle creation = creation_list();
+  state.file = Handle(H5Fcreate(state.temporary.c_str(), H5F_ACC_TRUNC, creation.get(), list.get()), H5Fclose);
   if (!state.file) fail(Status::storage, "{}: HDF5 can't create the file", state.temporary.string());
 }
 
