@@ -1,5 +1,7 @@
 #include "model_proto.hpp"
 
+#include <cstring>
+
 #include "dropcycle/core/error.hpp"
 
 namespace dropcycle {
@@ -27,7 +29,7 @@ class Fields {
         bytes_ = take(varint());
         break;
       case 5:
-        take(4);
+        bytes_ = take(4);
         break;
       default:
         damaged();
@@ -38,6 +40,12 @@ class Fields {
   std::uint64_t number() const { return number_; }
   bool flag() const { return number_ != 0; }
   std::string_view bytes() const { return bytes_; }
+  float real() const {
+    float value = 0;
+    if (bytes_.size() != sizeof value) damaged();
+    std::memcpy(&value, bytes_.data(), sizeof value);
+    return value;
+  }
 
  private:
   [[noreturn]] void damaged() const {
@@ -72,6 +80,7 @@ ModelProto::Piece parse_piece(std::string_view bytes, const std::string& name) {
   ModelProto::Piece piece;
   for (Fields fields(bytes, name); fields.next();) {
     if (fields.field() == 1) piece.text = fields.bytes();
+    if (fields.field() == 2) piece.score = fields.real();
     if (fields.field() == 3) piece.type = static_cast<ModelProto::PieceType>(fields.number());
   }
   return piece;

@@ -13,6 +13,7 @@ struct ModelProto {
   enum class PieceType { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
   struct Piece {
     std::string_view text;  // into the file's bytes
+    float score = 0;
     PieceType type = PieceType::normal;
   };
   std::vector<Piece> pieces;

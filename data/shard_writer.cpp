@@ -89,7 +89,8 @@ struct ShardWriter::State {
   Handle file;
   std::uint64_t tokens_offset = 0;
   std::uint64_t written_bytes = 0;  // of tokens, whole blocks
-  std::vector<unsigned char> block;
+  std::vector<unsigned char> block = std::vector<unsigned char>(kBlockBytes);
+  std::size_t block_used = 0;
   std::vector<BlockDigest> digests;
   std::vector<std::uint64_t> offsets = {0};
 
@@ -111,7 +112,6 @@ ShardWriter::ShardWriter(std::filesystem::path path, std::string tokenizer_diges
   state.temporary = state.path.string() + ".tmp";
   state.info = {state.path, kVersion, std::move(tokenizer_digest), vocabulary,  std::move(source),
                 0,          0,        bytes_per_token(vocabulary), kBlockBytes, {}};
-  state.block.reserve(kBlockBytes);
   const QuietHdf5 quiet;
   state.tokens_offset = first_dataset_offset();
   state.descriptor = file_system().create(state.temporary);
@@ -133,18 +133,17 @@ template <class Token>
 void ShardWriter::State::append(std::span<const std::int32_t> tokens) {
   for (const std::int32_t token : tokens) {
     const auto value = static_cast<Token>(token);
-    const std::size_t end = block.size();
-    block.resize(end + sizeof value);
-    std::memcpy(block.data() + end, &value, sizeof value);
-    if (block.size() == kBlockBytes) flush_block();
+    std::memcpy(block.data() + block_used, &value, sizeof value);
+    block_used += sizeof value;
+    if (block_used == kBlockBytes) flush_block();
   }
 }
 
 void ShardWriter::State::flush_block() {
-  digests.push_back(digest_block(block.data(), block.size()));
-  file_system().write(descriptor, block.data(), block.size(), tokens_offset + written_bytes, temporary);
-  written_bytes += block.size();
-  block.clear();
+  digests.push_back(digest_block(block.data(), block_used));
+  file_system().write(descriptor, block.data(), block_used, tokens_offset + written_bytes, temporary);
+  written_bytes += block_used;
+  block_used = 0;
 }
 
 void ShardWriter::add_document(std::span<const std::int32_t> tokens) {
@@ -227,7 +226,7 @@ bool ShardWriter::State::write_metadata() {
 
 ShardInfo ShardWriter::commit() {
   State& state = *state_;
-  if (!state.block.empty()) state.flush_block();
+  if (state.block_used > 0) state.flush_block();
   const QuietHdf5 quiet;
   errno = 0;
   if (!state.write_metadata()) {

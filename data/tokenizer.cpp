@@ -15,6 +15,7 @@
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/file.hpp"
 #include "model_proto.hpp"
+#include "unigram.hpp"
 #include "utf8.hpp"
 
 namespace dropcycle {
@@ -100,6 +101,10 @@ struct Tokenizer::State {
   // SentencePiece puts before a text.
   std::optional<PairSet> pairs;
   SentencePieceProcessor part_processor;
+  std::optional<Unigram> unigram;
+
+  // The text as unigram sees it; false if it isn't UTF-8 or unigram's own path doesn't fit the model.
+  bool escape(std::string_view text, std::string& escaped) const;
 
   // Calls part(string) for each part of `text`, spaces replaced; false if the text has to be encoded as a whole.
   template <class Part>
@@ -136,13 +141,29 @@ bool Tokenizer::State::cut(std::string_view text, std::string& escaped, Part&& p
   return part(std::string_view(part_begin, end));
 }
 
+bool Tokenizer::State::escape(std::string_view text, std::string& escaped) const {
+  if (!unigram || first_invalid_utf8(text) < text.size()) return false;
+  escaped.clear();
+  if (model.add_dummy_prefix && !text.empty()) escaped += kSpacePieceBytes;
+  while (!text.empty()) {
+    const std::size_t space = std::min(text.find(' '), text.size());
+    escaped += text.substr(0, space);
+    if (space < text.size()) escaped += kSpacePieceBytes;
+    text.remove_prefix(std::min(text.size(), space + 1));
+  }
+  return true;
+}
+
 Tokenizer::Tokenizer(const std::filesystem::path& model) : state_(std::make_unique<State>()) {
   std::string bytes = read_file(model);
   state_->path = model;
   state_->digest = dropcycle::digest(bytes);
   state_->model = parse_model_proto(bytes, model.string());
   load(state_->processor, bytes, model.string());
-  if (can_cut(state_->model)) {
+  const bool parts = can_cut(state_->model);
+  if (parts && state_->model.model_type == 1) {
+    state_->unigram.emplace(state_->model);
+  } else if (parts) {
     state_->pairs.emplace(state_->model);
     state_->model.pieces.clear();
     // Messages of protocol buffers join by concatenation: field 3 (normalizer_spec), 2 bytes: add_dummy_prefix = 0.
@@ -160,6 +181,11 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<std::int32_t> ids;
   std::vector<int> scratch;
   std::string escaped;
+  if (state_->escape(text, escaped)) {
+    Unigram::Scratch places;
+    state_->unigram->encode(escaped, places, ids);
+    return ids;
+  }
   const bool done = state_->cut(text, escaped, [&](std::string_view part) {
     append_ids(state_->part_processor, part, scratch, ids);
     return true;
@@ -206,7 +232,9 @@ std::string Tokenizer::describe() const {
       state_->path.string(), type >= 1 && type <= 4 ? kTypes[static_cast<std::size_t>(type)] : kTypes[0], vocab_size(),
       digest(), unk_id(), bos_id(), eos_id(), pad_id(), state_->model.byte_fallback ? "yes" : "no",
       state_->model.changes_characters ? "changes characters: decoded text may differ" : "none",
-      state_->pairs ? "in parts, remembered" : "as a whole");
+      state_->unigram ? "by our own unigram search"
+      : state_->pairs ? "in parts, remembered"
+                      : "by SentencePiece");
 }
 
 // ---- Encoder
@@ -240,6 +268,7 @@ struct Encoder::State {
   std::vector<Slot> slots;
   std::vector<int> scratch;
   std::string escaped;
+  Unigram::Scratch places;
 
   void encode_part(std::string_view part, std::vector<std::int32_t>& ids) {
     if (part.size() > Slot::kKeyBytes) {
@@ -259,11 +288,15 @@ struct Encoder::State {
 
 Encoder::Encoder(const Tokenizer& tokenizer)
     : state_(std::make_unique<State>(
-          State{*tokenizer.state_, std::vector<Slot>(tokenizer.state_->pairs ? kSlots : 0), {}, {}})) {}
+          State{*tokenizer.state_, std::vector<Slot>(tokenizer.state_->pairs ? kSlots : 0), {}, {}, {}})) {}
 Encoder::~Encoder() = default;
 Encoder::Encoder(Encoder&&) noexcept = default;
 
 void Encoder::encode(std::string_view text, std::vector<std::int32_t>& ids) {
+  if (state_->tokenizer.escape(text, state_->escaped)) {
+    state_->tokenizer.unigram->encode(state_->escaped, state_->places, ids);
+    return;
+  }
   const std::size_t before = ids.size();
   const bool done = state_->tokenizer.cut(text, state_->escaped, [&](std::string_view part) {
     state_->encode_part(part, ids);

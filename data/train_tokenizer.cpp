@@ -108,8 +108,7 @@ class Sentences : public sentencepiece::SentenceIterator {
 };
 
 std::unordered_map<std::string, std::string> trainer_flags(const TokenizerOptions& options) {
-  return {{"model_prefix", options.output.string()},
-          {"model_type", options.type},
+  return {{"model_type", options.type},
           {"vocab_size", std::to_string(options.vocab_size)},
           {"num_threads", std::to_string(options.threads)},
           {"input_sentence_size", std::to_string(options.sample_lines)},

@@ -45,13 +45,12 @@ class Tokenizer {
   std::unique_ptr<State> state_;
 };
 
-// The same ids as Tokenizer::encode, quicker on much text: one per thread, as it remembers the parts it has seen.
+// The same ids as Tokenizer::encode and as SentencePiece itself, quicker on much text; one per thread.
 //
-// Where the model changes no characters (identity normalisation: Llama's and our own models), a text is cut at every
-// place that no piece of the vocabulary spans, and each part is encoded alone: unigram's best path and BPE's merges
-// never cross such a place, so the parts' ids make the text's ids. What a part costs is then one look-up in a table of
-// kilobytes for all but the rarest. Unigram sums scores in float; a part's short sum rounds less than a document's
-// long one, so that in very long documents near-ties may fall otherwise than in SentencePiece's own encoding.
+// Where the model changes no characters (identity normalisation with byte fallback: Llama's and our own models), a
+// unigram model's best path is searched by our own code, which keeps SentencePiece's rules and rounding; under BPE a
+// text is cut at every place that no piece of the vocabulary spans (merges never cross such a place), and the ids of
+// short parts are remembered. Other models go through SentencePiece.
 class Encoder {
  public:
   explicit Encoder(const Tokenizer& tokenizer);  // `tokenizer` must live longer

@@ -1,0 +1,159 @@
+#include "unigram.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+
+#include "dropcycle/core/error.hpp"
+#include "utf8.hpp"
+
+namespace dropcycle {
+namespace {
+
+using Type = ModelProto::PieceType;
+constexpr float kUnknownPenalty = 10;  // SentencePiece's: below the lowest score by this
+constexpr double kUserScore = -0.1;    // SentencePiece's score of user-defined symbols, whatever the model
+
+}  // namespace
+
+Unigram::Unigram(const ModelProto& model) {
+  float lowest = std::numeric_limits<float>::max();
+  for (const auto& piece : model.pieces) {
+    if (piece.type == Type::normal) lowest = std::min(lowest, piece.score);
+  }
+  unknown_score_ = lowest - kUnknownPenalty;
+  std::vector<Entry> entries;
+  for (std::size_t i = 0; i < model.pieces.size(); ++i) {
+    const auto& piece = model.pieces[i];
+    const auto id = static_cast<std::int32_t>(i);
+    if (piece.type == Type::unknown) unknown_id_ = id;
+    if (piece.type == Type::byte && piece.text.size() == 6) {  // "<0x0A>"
+      unsigned value = 0;
+      std::from_chars(piece.text.data() + 3, piece.text.data() + 5, value, 16);
+      byte_ids_[value] = id;
+    }
+    if (piece.text.empty() || (piece.type != Type::normal && piece.type != Type::user_defined)) continue;
+    entries.push_back({piece.text, id, piece.type == Type::normal ? static_cast<double>(piece.score) : kUserScore});
+  }
+  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.text < b.text; });
+  build(entries);
+}
+
+// The lowest base, from the first free unit on, at which all labels (bytes + 1) find free units.
+std::uint32_t Unigram::find_base(const std::vector<unsigned>& labels) {
+  while (first_free_ < units_.size() && units_[first_free_].parent != kNone) ++first_free_;
+  std::uint32_t tried = 0;
+  for (std::uint32_t place = std::max(first_free_, labels.front() + 1);; ++place) {
+    const std::uint32_t base = place - labels.front();
+    if (base + 257 >= units_.size()) units_.resize(units_.size() * 2 + 512);
+    const bool free =
+        std::all_of(labels.begin(), labels.end(), [&](unsigned label) { return units_[base + label].parent == kNone; });
+    if (free) return base;
+    // Where the array is nearly full, don't look there again.
+    if (units_[place].parent != kNone && ++tried > 256) first_free_ = place, tried = 0;
+  }
+}
+
+void Unigram::build(const std::vector<Entry>& sorted) {
+  units_.resize(1024);
+  units_[0].parent = 0;
+  std::vector<Range> todo = {{0, 0, static_cast<std::uint32_t>(sorted.size()), 0}};
+  std::vector<unsigned> labels;
+  std::vector<std::uint32_t> begins;
+  while (!todo.empty()) {
+    Range range = todo.back();
+    todo.pop_back();
+    if (range.first < range.last && sorted[range.first].text.size() == range.depth) {
+      ends_.resize(std::max<std::size_t>(ends_.size(), range.node + 1));
+      ends_[range.node] = {sorted[range.first].id, sorted[range.first].score};
+      units_[range.node].base = kPieceEnds;
+      ++range.first;
+    }
+    labels.clear();
+    begins.clear();
+    for (std::uint32_t i = range.first; i < range.last; ++i) {
+      require(sorted[i].text.size() > range.depth, "the tokenizer has the piece '{}' twice", sorted[i].text);
+      const unsigned label = static_cast<unsigned char>(sorted[i].text[range.depth]) + 1U;
+      if (!labels.empty() && labels.back() == label) continue;
+      labels.push_back(label);
+      begins.push_back(i);
+    }
+    if (labels.empty()) continue;
+    const std::uint32_t base = find_base(labels);
+    units_[range.node].base |= base;
+    begins.push_back(range.last);
+    for (std::size_t c = 0; c < labels.size(); ++c) {
+      units_[base + labels[c]].parent = range.node;
+      todo.push_back({base + labels[c], begins[c], begins[c + 1], range.depth + 1});
+    }
+  }
+  std::size_t used = units_.size();
+  while (used > 1 && units_[used - 1].parent == kNone) --used;
+  units_.resize(used + 257);  // any node's children stay within
+}
+
+void Unigram::encode(std::string_view text, Scratch& scratch, std::vector<std::int32_t>& ids) const {
+  using Place = Scratch::Place;
+  const Unit* const units = units_.data();
+  auto& places = scratch.places;                // from `begin` on; places[0] is begin
+  std::size_t begin = 0, reach = 0, start = 0;  // of this stretch; farthest end of a piece; of the pieces tried now
+  float score_here = 0;
+  const auto offer = [&](std::size_t end, std::int32_t id, double score) {
+    if (end > reach) {
+      if (places.size() <= end - begin) places.resize(end - begin + 64);
+      for (std::size_t place = reach + 1; place <= end; ++place) places[place - begin].length = 0;
+      reach = end;
+    }
+    Place& place = places[end - begin];
+    const double candidate = score + score_here;
+    if (place.length == 0 || candidate > static_cast<double>(place.score)) {
+      place = {static_cast<float>(candidate), id, static_cast<std::uint32_t>(end - start)};
+    }
+  };
+  if (places.empty()) places.resize(64);
+  while (start < text.size()) {
+    if (start > begin) score_here = places[start - begin].score;
+    const auto lead = static_cast<unsigned char>(text[start]);
+    const std::size_t character = lead < 0x80U ? 1 : lead < 0xe0U ? 2 : lead < 0xf0U ? 3 : 4;
+    bool single = false;
+    std::uint32_t node = 0, base = units[0].base;
+    for (std::size_t end = start; end < text.size();) {
+      const std::uint32_t child = base + static_cast<unsigned char>(text[end]) + 1U;
+      if (units[child].parent != node) break;
+      node = child;
+      base = units[node].base;
+      ++end;
+      if ((base & kPieceEnds) == 0) continue;
+      base &= ~kPieceEnds;
+      offer(end, ends_[node].id, ends_[node].score);
+      single = single || end - start == character;
+    }
+    if (!single) offer(start + character, unknown_id_, unknown_score_);
+    start += character;
+    if (start == reach) {  // nothing spans this place: the best way to it is a part of the best way
+      score_here = places[start - begin].score;
+      backtrack(text, begin, start, scratch, ids);
+      begin = start;
+    }
+  }
+}
+
+void Unigram::backtrack(std::string_view text, std::size_t begin, std::size_t end, Scratch& scratch,
+                        std::vector<std::int32_t>& ids) const {
+  auto& reversed = scratch.reversed;
+  reversed.clear();
+  while (end > begin) {
+    const auto& place = scratch.places[end - begin];
+    if (place.id == unknown_id_) {
+      for (std::size_t byte = end; byte-- > end - place.length;) {
+        reversed.push_back(byte_ids_[static_cast<unsigned char>(text[byte])]);
+      }
+    } else {
+      reversed.push_back(place.id);
+    }
+    end -= place.length;
+  }
+  ids.insert(ids.end(), reversed.rbegin(), reversed.rend());
+}
+
+}  // namespace dropcycle

@@ -1,0 +1,69 @@
+// Unigram segmentation (Kudo, 2018): of all ways to write a text as pieces, the one whose scores sum highest.
+// The same ids as SentencePiece's own encoder, whose rules and rounding it keeps (sums in float from the text's start,
+// the first found of equals), without building its protocol buffers.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "model_proto.hpp"
+
+namespace dropcycle {
+
+// The pieces as a trie in one array (double-array trie; Aoe, 1989): from node `n`, byte b leads to node
+// base + b + 1 if that one's parent is n.
+class Unigram {
+ public:
+  explicit Unigram(const ModelProto& model);
+
+  // What an encoding needs besides the text; kept between calls to save allocations.
+  class Scratch {
+    friend class Unigram;
+    struct Place {
+      float score;
+      std::int32_t id;
+      std::uint32_t length;  // of the best piece that ends here; 0: none does
+    };
+    std::vector<Place> places;
+    std::vector<std::int32_t> reversed;
+  };
+  // Appends the ids of `text`: valid UTF-8, spaces already replaced. Memory: 12 bytes per byte of the longest stretch
+  // that pieces of the text span without a gap, which is a word or so.
+  void encode(std::string_view text, Scratch& scratch, std::vector<std::int32_t>& ids) const;
+
+ private:
+  struct Unit {
+    std::uint32_t base = 0;  // kPieceEnds is set where a piece ends
+    std::uint32_t parent = kNone;
+  };
+  struct End {  // of a piece
+    std::int32_t id = -1;
+    double score = 0;
+  };
+  static constexpr std::uint32_t kPieceEnds = 0x80000000U;
+  static constexpr std::uint32_t kNone = 0xffffffffU;
+  struct Range {  // of the sorted pieces that share their first `depth` bytes, which lead to `node`
+    std::uint32_t node, first, last;
+    std::uint32_t depth;
+  };
+  struct Entry {
+    std::string_view text;
+    std::int32_t id;
+    double score;
+  };
+  void build(const std::vector<Entry>& sorted);
+  std::uint32_t find_base(const std::vector<unsigned>& labels);
+  void backtrack(std::string_view text, std::size_t begin, std::size_t end, Scratch& scratch,
+                 std::vector<std::int32_t>& ids) const;
+
+  std::vector<Unit> units_;
+  std::vector<End> ends_;  // beside units_, looked at only where a piece ends
+  std::uint32_t first_free_ = 1;
+  float unknown_score_ = 0;
+  std::int32_t unknown_id_ = 0;
+  std::array<std::int32_t, 256> byte_ids_{};
+};
+
+}  // namespace dropcycle
