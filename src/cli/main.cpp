@@ -84,9 +84,12 @@ int run(int argc, char** argv) {
   add_upcycle(app);
   add_compare(app);
   add_config(app);
+  add_train(app);
+  add_eval(app);
+  add_generate(app);
   try {
     app.parse(argc, argv);
-    return 0;
+    return static_cast<int>(verb_status());
   } catch (const CLI::Success& success) {  // --help, --version
     return app.exit(success);
   } catch (const CLI::ParseError& error) {
@@ -95,6 +98,11 @@ int run(int argc, char** argv) {
 }
 
 }  // namespace
+
+Status& verb_status() {
+  static Status status = Status::ok;
+  return status;
+}
 
 int report(const Error& error, int rank) {
   const std::string prefix = rank < 0 ? "" : fmt::format("rank {}: ", rank);

@@ -38,7 +38,7 @@ std::vector<std::int32_t> parse_ids(const std::string& text) {
   return ids;
 }
 
-void add_train(CLI::App& tokenizer) {
+void add_training(CLI::App& tokenizer) {
   struct Options : TokenizerOptions {
     std::vector<std::string> inputs;
   };
@@ -108,7 +108,7 @@ void add_info(CLI::App& tokenizer) {
 void add_tokenizer(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("tokenizer", "Train a tokenizer, or turn text into token ids and back");
   verb->require_subcommand(1);
-  add_train(*verb);
+  add_training(*verb);
   add_encode(*verb);
   add_decode(*verb);
   add_info(*verb);

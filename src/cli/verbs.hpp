@@ -11,6 +11,10 @@ class App;
 namespace dropcycle {
 
 class Error;
+enum class Status : int;
+
+// What main() returns where the verb ends without an exception.
+Status& verb_status();
 
 void add_compare(CLI::App& app);
 void add_config(CLI::App& app);
@@ -19,6 +23,9 @@ void add_preprocess(CLI::App& app);
 void add_tokenizer(CLI::App& app);
 void add_upcycle(CLI::App& app);
 void add_verify(CLI::App& app);
+void add_train(CLI::App& app);
+void add_eval(CLI::App& app);
+void add_generate(CLI::App& app);
 
 // `--set key=value`, repeatable, of every verb that reads a configuration.
 void add_set_option(CLI::App& verb, std::vector<std::string>& overrides);

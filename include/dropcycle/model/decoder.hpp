@@ -1,0 +1,27 @@
+// Generation token by token with a key/value cache, one sequence at a time.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "dropcycle/model/model.hpp"
+
+namespace dropcycle {
+
+class Decoder {
+ public:
+  // Room for `capacity` places. `model` must live longer and must not train meanwhile.
+  Decoder(Model& model, std::int64_t capacity);
+  // Appends tokens to the sequence and returns the logits [V] after the last one. Collective over ep.
+  // Throws Error{usage} if the sequence outgrows the capacity.
+  std::vector<float> append(std::span<const std::int32_t> tokens);
+  std::int64_t length() const { return length_; }
+
+ private:
+  Model& model_;
+  std::int64_t capacity_, length_ = 0;
+  std::vector<OwnedTensor> keys_, values_;  // one a layer: [capacity, Nkv D]
+};
+
+}  // namespace dropcycle

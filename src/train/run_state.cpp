@@ -1,0 +1,79 @@
+#include "run_state.hpp"
+
+#include "dropcycle/core/log.hpp"
+#include "dropcycle/upcycle/upcycle.hpp"
+
+namespace dropcycle {
+
+RankGroup rank_group(const Groups& groups) {
+  Communicator& world = groups.world();
+  return {.rank = world.rank(), .size = world.size(), .all_gather_text = [&world](const std::string& text) {
+            return world.all_gather_text(text);
+          }};
+}
+
+std::vector<StateTensors> state_tensors(const Model& model, const AdamW& optimizer, const Groups& groups) {
+  const bool dense = groups[GroupKind::dense_gradient].rank() == 0;
+  const bool expert = groups[GroupKind::expert_gradient].rank() == 0;
+  const ParameterStore& store = model.parameters();
+  const auto moments = [&](auto moment) {
+    return store.sharded((optimizer.*moment)(GradientGroup::dense), (optimizer.*moment)(GradientGroup::expert), dense,
+                         expert);
+  };
+  return {{"weight", store.sharded_masters(dense, expert)},
+          {"m", moments(&AdamW::first_moment)},
+          {"v", moments(&AdamW::second_moment)}};
+}
+
+CheckpointInfo checkpoint_info(const Config& config, std::int64_t step, const DataState& data,
+                               const std::string& tokenizer_digest) {
+  return {.step = step,
+          .model = to_toml(config.model),
+          .config = to_toml(config),
+          .data_position = data.to_json(),
+          .seed = config.train.seed,
+          .tokenizer_digest = tokenizer_digest};
+}
+
+RunPosition resume_run(const Config& config, Model& model, const AdamW& optimizer, const Groups& groups) {
+  RunPosition position;
+  const auto state = state_tensors(model, optimizer, groups);
+  const auto folder = load_newest(config.train.output, rank_group(groups), [&](Checkpoint& checkpoint) {
+    if (parse_model(checkpoint.info().model) != config.model) {
+      fail(Status::usage, "{}: holds another model than the configuration's [model]: use another train.output",
+           checkpoint.folder().string());
+    }
+    for (const StateTensors& kind : state) {
+      for (const ShardedTensor& part : kind.tensors) checkpoint.read(kind.kind, part);
+    }
+    position.step = checkpoint.info().step;
+    position.data = DataState::from_json(checkpoint.info().data_position);
+  });
+  if (!folder) return {};
+  position.from = folder->string();
+  model.weights_changed();
+  return position;
+}
+
+void initialise(Model& model, const Config& config) {
+  const ParameterStore& store = model.parameters();
+  const auto parts = store.sharded_masters(true, true);
+  if (config.init.method == "scratch") {
+    initialise(config.model, config.init, store.specs(), parts);
+  } else {
+    Checkpoint parent = Checkpoint::open(find_checkpoint(config.init.from));
+    const ModelConfig parent_model = parse_model(parent.info().model);
+    const auto read = [&](const ShardedTensor& part) { parent.read("weight", part); };
+    if (config.init.method == "checkpoint") {
+      if (parent_model != config.model) {
+        fail(Status::usage, "init.from = {}: holds another model than the configuration's [model]", config.init.from);
+      }
+      for (const ShardedTensor& part : parts) read(part);
+    } else {
+      initialise(config.model, config.init, store.specs(), parts, parent_model, read);
+    }
+  }
+  model.weights_changed();
+}
+
+}  // namespace dropcycle

@@ -1,0 +1,182 @@
+#include "dropcycle/train/training_step.hpp"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+namespace dropcycle {
+namespace {
+
+Tensor view_of(const std::vector<std::int32_t>& values) {
+  return {const_cast<std::int32_t*>(values.data()), Shape{static_cast<std::int64_t>(values.size())}};
+}
+
+Recompute parse_recompute(const std::string& text) {
+  return text == "full" ? Recompute::full : text == "selective" ? Recompute::selective : Recompute::none;
+}
+
+// First parameter with a gradient that isn't finite, or "".
+std::string first_non_finite_gradient(const ParameterStore& store, Ops& ops) {
+  const auto gradients =
+      store.sharded(store.gradients(GradientGroup::dense), store.gradients(GradientGroup::expert), true, true);
+  for (const ShardedTensor& part : gradients) {
+    if (!std::isfinite(ops.squared_norm(part.local))) return part.name;
+  }
+  return "";
+}
+
+}  // namespace
+
+Microbatch view(const Batch& batch, std::int64_t count, std::int64_t sequence, bool reset_at_document_end) {
+  return {.batch = count,
+          .sequence = sequence,
+          .tokens = view_of(batch.tokens),
+          .targets = view_of(batch.targets),
+          .positions = view_of(batch.positions),
+          .first_key = reset_at_document_end ? view_of(batch.first_key) : Tensor(),
+          .first_token = batch.first_sample * static_cast<std::uint64_t>(sequence)};
+}
+
+TrainingStep::TrainingStep(Model& model, AdamW& optimizer, const Groups& groups, const Config& config)
+    : model_(model),
+      optimizer_(optimizer),
+      groups_(groups),
+      config_(config),
+      dense_(make_buckets(GradientGroup::dense)),
+      expert_(make_buckets(GradientGroup::expert)) {
+  const std::int64_t unit = config.train.micro_batch * groups[GroupKind::dp].size();
+  if (config.train.global_batch % unit != 0) {
+    fail(Status::usage,
+         "train.global_batch = {} can't be cut into microbatches of train.micro_batch = {} on {} data-parallel ranks: "
+         "choose a multiple of {}",
+         config.train.global_batch, config.train.micro_batch, groups[GroupKind::dp].size(), unit);
+  }
+}
+
+GradientBuckets TrainingStep::make_buckets(GradientGroup group) const {
+  const ParameterStore& store = model_.parameters();
+  std::vector<std::int64_t> offsets;
+  for (std::size_t i = 0; i < store.specs().size(); ++i) {
+    if (store.specs()[i].group == group) offsets.push_back(store.range(i).first);
+  }
+  const GroupKind kind = group == GradientGroup::dense ? GroupKind::dense_gradient : GroupKind::expert_gradient;
+  return GradientBuckets(
+      groups_[kind], store.gradients(group), offsets,
+      {.bucket_bytes = config_.parallel.bucket_bytes, .overlap = config_.parallel.overlap_gradients});
+}
+
+std::int64_t TrainingStep::global_microbatches() const {
+  return config_.train.global_batch / config_.train.micro_batch;
+}
+
+MicrobatchTraining TrainingStep::microbatch_training(std::int64_t step, std::int64_t global_tokens) const {
+  const TrainConfig& t = config_.train;
+  const auto microbatches = static_cast<double>(global_microbatches());
+  return {.token_scale = 1.0 / static_cast<double>(global_tokens),
+          .router = {.balance = t.balance_coefficient / microbatches,
+                     .scope = t.balance_scope == "per_layer" ? BalanceScope::per_layer : BalanceScope::all_layers,
+                     .z = t.z_coefficient / microbatches,
+                     .jitter = t.jitter,
+                     .seed = t.seed,
+                     .step = static_cast<std::uint64_t>(step)},
+          .recompute = parse_recompute(t.recompute)};
+}
+
+void TrainingStep::mark_ready(const FlatRange& range) {
+  (range.group == GradientGroup::dense ? dense_ : expert_).mark_ready(range.first, range.last);
+}
+
+StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microbatches,
+                             const std::function<std::string(std::uint64_t)>& describe) {
+  const bool reset = config_.data.reset_at_document_end;
+  ParameterStore& store = model_.parameters();
+  // 1. Predicted tokens of the global batch.
+  double tokens = 0;
+  for (const Batch& batch : microbatches) {
+    for (const std::int32_t target : batch.targets) tokens += target >= 0;
+  }
+  groups_[GroupKind::dp].all_reduce(Tensor(&tokens, {1}));
+  const MicrobatchTraining training = microbatch_training(step, static_cast<std::int64_t>(tokens));
+  // 2. Forward and backward; the last microbatch's gradients travel as they become final.
+  model_.ops().fill_zero(store.gradients(GradientGroup::dense));
+  model_.ops().fill_zero(store.gradients(GradientGroup::expert));
+  StepResult local;
+  std::vector<double> counts;
+  for (std::size_t m = 0; m < microbatches.size(); ++m) {
+    const bool last = m + 1 == microbatches.size();
+    const Microbatch batch = view(microbatches[m], config_.train.micro_batch, config_.data.sequence_length, reset);
+    const MicrobatchLosses losses = model_.forward_backward(
+        batch, training, last ? [this](const FlatRange& range) { mark_ready(range); } : Model::GradientsReady());
+    local.loss += losses.language;
+    local.balance += losses.balance;
+    local.z += losses.z;
+    counts.resize(losses.routing.counts.size());
+    for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += losses.routing.counts[i];
+  }
+  dense_.finish();
+  expert_.finish();
+  local.tokens = static_cast<std::int64_t>(tokens);
+  // 3. Norm and losses, the same on all ranks.
+  StepResult result = reduce(local, std::move(counts));
+  result.gradient_norm = optimizer_.gradient_norm();
+  result.learning_rate = learning_rate_at(config_.optimizer, config_.train.steps, step);
+  if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
+    fail_non_finite(step, result, microbatches, describe);
+  }
+  // 4. Update.
+  optimizer_.update(step, result.learning_rate, optimizer_.clip_factor(result.gradient_norm));
+  return result;
+}
+
+StepResult TrainingStep::reduce(const StepResult& local, std::vector<double> counts) const {
+  std::vector<double> sums{local.loss, local.balance, local.z};
+  sums.insert(sums.end(), counts.begin(), counts.end());
+  groups_[GroupKind::dp].all_reduce(Tensor(sums.data(), {static_cast<std::int64_t>(sums.size())}));
+  StepResult result = local;
+  result.loss = sums[0] / static_cast<double>(local.tokens);
+  result.balance = sums[1] / static_cast<double>(global_microbatches());
+  result.z = sums[2] / static_cast<double>(global_microbatches());
+  const auto experts = static_cast<std::size_t>(config_.model.experts);
+  for (std::size_t first = 3; first < sums.size(); first += experts) {
+    std::vector<double> load(sums.begin() + static_cast<std::ptrdiff_t>(first),
+                             sums.begin() + static_cast<std::ptrdiff_t>(first + experts));
+    double total = 0;
+    for (const double count : load) total += count;
+    for (double& count : load) count /= total;
+    result.expert_load.push_back(std::move(load));
+  }
+  return result;
+}
+
+void TrainingStep::fail_non_finite(std::int64_t step, const StepResult& result, const std::vector<Batch>& microbatches,
+                                   const std::function<std::string(std::uint64_t)>& describe) {
+  std::string found;
+  for (std::size_t m = 0; m < microbatches.size(); ++m) {  // collective over ep: every rank looks at all of its own
+    const Microbatch batch = view(microbatches[m], config_.train.micro_batch, config_.data.sequence_length,
+                                  config_.data.reset_at_document_end);
+    const std::string layer = model_.first_non_finite(batch);
+    if (!layer.empty() && found.empty()) {
+      found = fmt::format("rank {}, output of {}, microbatch {}, {}", groups_.world().rank(), layer, m,
+                          describe(microbatches[m].first_sample));
+    }
+  }
+  if (found.empty()) {
+    const std::string parameter = first_non_finite_gradient(model_.parameters(), model_.ops());
+    if (!parameter.empty()) {
+      found = fmt::format("rank {}, gradient of {}, {}", groups_.world().rank(), parameter,
+                          describe(microbatches.front().first_sample));
+    }
+  }
+  std::string where = "no single layer";
+  for (const std::string& text : groups_.world().all_gather_text(found)) {
+    if (text.empty()) continue;
+    where = text;
+    break;
+  }
+  fail(Status::numeric,
+       "step {}: loss {} and gradient norm {} must be finite: first seen at {}; the weights were not updated: lower "
+       "optimizer.learning_rate, or look at these samples, and resume from the last checkpoint",
+       step, result.loss, result.gradient_norm, where);
+}
+
+}  // namespace dropcycle
