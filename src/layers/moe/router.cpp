@@ -12,9 +12,15 @@ double element(const Tensor& x, std::int64_t i) {
   return x.dtype == DType::f64 ? x.as<double>()[i] : static_cast<double>(x.as<float>()[i]);
 }
 
+// Values as an acc tensor in scratch.
 Tensor to_acc(Context& c, const std::vector<double>& values) {
   const Tensor out = c.scratch.tensor(c.acc(), {static_cast<std::int64_t>(values.size())});
-  c.ops.convert(Tensor(const_cast<double*>(values.data()), out.shape), out);
+  if (out.dtype == DType::f64) {
+    std::copy(values.begin(), values.end(), out.as<double>());
+  } else {
+    std::transform(values.begin(), values.end(), out.as<float>(),
+                   [](double value) { return static_cast<float>(value); });
+  }
   return out;
 }
 
