@@ -137,7 +137,10 @@ std::vector<Batch> Run::load_step() {
 void Run::evaluate(std::int64_t step) {
   for (std::size_t source = 0; source < validation_.sources(); ++source) {
     const EvalMetrics result = validation_.run(model_, source, step);
-    if (is_root()) metrics_->add(result);
+    if (!is_root()) continue;
+    metrics_->add(result);
+    log_info("step {}  held-out {}: loss {:.4f}  perplexity {:.2f}  ({} tokens)", step, result.source, result.loss,
+             result.perplexity(), result.tokens);
   }
 }
 
@@ -196,11 +199,11 @@ Status Run::run() {
     report(checkpoints_.poll());
     const bool last = step == config_.train.steps, stopping = !last && stop.requested(machine_.groups.world());
     const auto due = [&](std::int64_t interval) { return interval > 0 && step % interval == 0; };
-    if (last || (due(config_.train.eval_interval) && !stopping)) evaluate(step);
     if (last || stopping || due(config_.checkpoint.interval)) {
       save(step);
       saved = step;
     }
+    if (last || due(config_.train.eval_interval)) evaluate(step);  // while the checkpoint is being written
     if (!stopping) continue;
     report(checkpoints_.finish());
     if (is_root())
