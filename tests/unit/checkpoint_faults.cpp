@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <set>
 
 #include "checkpoint_support.hpp"
 
@@ -148,6 +149,52 @@ TEST_CASE("starting again finishes the save under way and hands out its result")
   CHECK(resume(folder.path()) == 1);
   CHECK(writer.finish().state == SaveResult::State::committed);
   CHECK(resume(folder.path()) == 2);
+}
+
+TEST_CASE("nothing gets its final name before all of it is on disk") {
+  // Notes what a power failure could still lose.
+  class Watching : public FileSystem {
+   public:
+    int create(const std::filesystem::path& path) override {
+      unsynced_.insert(path);
+      unsynced_.insert(path.parent_path());
+      return FileSystem::create(path);
+    }
+    void write(int descriptor, const void* data, std::size_t size, std::uint64_t offset,
+               const std::filesystem::path& path) override {
+      unsynced_.insert(path);
+      FileSystem::write(descriptor, data, size, offset, path);
+    }
+    void sync(int descriptor, const std::filesystem::path& path) override {
+      FileSystem::sync(descriptor, path);
+      unsynced_.erase(path);
+    }
+    void rename(const std::filesystem::path& from, const std::filesystem::path& to) override {
+      for (const auto& path : unsynced_) {
+        const bool inside = path.string().starts_with(from.string());
+        CHECK_MESSAGE(!inside, (path.string() + " isn't on disk when " + to.string() + " gets its name"));
+      }
+      FileSystem::rename(from, to);
+      unsynced_.insert(to.parent_path());
+      ++renames;
+    }
+    void sync_directory(const std::filesystem::path& directory) override {
+      FileSystem::sync_directory(directory);
+      unsynced_.erase(directory);
+    }
+    bool all_synced() const { return unsynced_.empty(); }
+    int renames = 0;
+
+   private:
+    std::set<std::filesystem::path> unsynced_;
+  } watching;
+  const TestFolder folder;
+  set_file_system(&watching);
+  const SaveResult result = save_step(folder.path(), 1, {.keep_last = 0, .asynchronous = false});
+  set_file_system(nullptr);
+  CHECK(result.state == SaveResult::State::committed);
+  CHECK(watching.renames == 2);  // the manifest and the folder
+  CHECK(watching.all_synced());
 }
 
 TEST_CASE("a save that is never finished leaves nothing") {
