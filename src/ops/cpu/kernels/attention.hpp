@@ -28,78 +28,148 @@ constexpr std::int64_t kBlock = 64;  // a multiple of kPanel
 static_assert(kBlock % kPanel == 0);
 
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-constexpr std::int64_t larger(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
+inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
+
+typedef std::int32_t IntVector __attribute__((vector_size(kVectorBytes)));
+constexpr std::int64_t kVectorsPerBlock = kBlock / kLanes;
+
+inline Vector load_vector(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
+inline void store_vector(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }
+inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+inline IntVector lane_numbers() {
+  IntVector lanes{};
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  return lanes;
+}
+
+// Over the lanes: halves meet until all lanes hold the result, always in the same order.
+template <class Combine>
+float across(Vector v, Combine combine) {
+  const IntVector lanes = lane_numbers();
+#pragma GCC unroll 4
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) v = combine(v, __builtin_shuffle(v, lanes ^ distance));
+  return v[0];
+}
+
+// exp_fast for x <= 88 on a vector.
+inline Vector exp_vector(Vector x) {
+  const Vector clamped = x < -87.3F ? Vector{} - 87.3F : x;
+  const Vector shifted = clamped * 1.44269504F + 12582912.0F;
+  const Vector n = shifted - 12582912.0F;
+  const Vector r = (clamped - n * 0.693359375F) + n * 2.12194440e-4F;
+  Vector p = r * (1.0F / 5040) + 1.0F / 720;
+  p = p * r + 1.0F / 120;
+  p = p * r + 1.0F / 24;
+  p = p * r + 1.0F / 6;
+  p = p * r + 0.5F;
+  p = p * r + 1.0F;
+  p = p * r + 1.0F;
+  const IntVector exponent = (reinterpret_cast<IntVector>(shifted) - 0x4b400000 + 127) << 23;
+  return x < -87.3F ? Vector{} : p * reinterpret_cast<Vector>(exponent);
+}
+
+// Transposes kLanes x kLanes 32-bit elements: blocks of kStep x kStep change places, from half the size down to one.
+template <int kStep = kLanes / 2>
+inline void transpose(IntVector* rows) {
+  const IntVector lanes = lane_numbers();
+  const IntVector upper = (lanes & kStep) != 0;
+  const IntVector first = upper ? lanes + static_cast<std::int32_t>(kLanes - kStep) : lanes;
+  const IntVector second = upper ? lanes + static_cast<std::int32_t>(kLanes) : lanes + kStep;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if ((i & kStep) != 0) continue;
+    const IntVector a = rows[i], b = rows[i + kStep];
+    rows[i] = __builtin_shuffle(a, b, first);
+    rows[i + kStep] = __builtin_shuffle(a, b, second);
+  }
+  if constexpr (kStep > 1) transpose<kStep / 2>(rows);
+}
 
 struct FloatDot {
   using Element = float;
   using Operand = Vector;
   static constexpr std::int64_t kPair = 1;
-  static Operand packed(const float* b) { return *reinterpret_cast<const UnalignedVector*>(b); }
+  static Operand packed(const float* b) { return load_vector(b); }
   static Operand spread(const float* a) { return Vector{} + *a; }
   static Vector multiply_add(Operand a, Operand b, Vector sum) { return sum + a * b; }
-  static float element(float value) { return value; }
+  template <class T>
+  static float element(T value) {
+    return load(value);
+  }
+  static void store(float* out, Vector value) { store_vector(out, value); }
+  // kPair rows of a right operand: lane i of row j becomes out[i * kPair + j].
+  static void store_pairs(float* out, const Vector* rows) { store_vector(out, rows[0]); }
+  static Vector exp(Vector x) { return exp_vector(x); }
+};
+
+// A left operand: element (r, k) lies at data[r * row_step + k / kPair * pair_step + k % kPair].
+template <class Dot>
+struct Left {
+  const typename Dot::Element* data;
+  std::int64_t row_step, pair_step;
 };
 
 // c[kRows, kPanel] = or += a[kRows, k] panel[k, kPanel]
 template <class Dot, int kRows>
-void tile(const typename Dot::Element* a, std::int64_t lda, const typename Dot::Element* panel, std::int64_t k,
-          float* c, std::int64_t ldc, bool accumulate) {
+void tile(const Left<Dot>& a, const typename Dot::Element* panel, std::int64_t k, float* c, std::int64_t ldc,
+          bool accumulate) {
   Vector sums[kRows][kVectorsPerPanel];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectorsPerPanel; ++v) {
-      sums[r][v] = accumulate ? *reinterpret_cast<const UnalignedVector*>(c + r * ldc + v * kLanes) : Vector{};
+      sums[r][v] = accumulate ? load_vector(c + r * ldc + v * kLanes) : Vector{};
     }
   }
+  const auto* left = a.data;
   for (std::int64_t at = 0; at < k; at += Dot::kPair) {
     typename Dot::Operand right[kVectorsPerPanel];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectorsPerPanel; ++v) right[v] = Dot::packed(panel + at * kPanel + v * kLanes * Dot::kPair);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const typename Dot::Operand left = Dot::spread(a + r * lda + at);
+      const typename Dot::Operand both = Dot::spread(left + r * a.row_step);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectorsPerPanel; ++v) sums[r][v] = Dot::multiply_add(left, right[v], sums[r][v]);
+      for (int v = 0; v < kVectorsPerPanel; ++v) sums[r][v] = Dot::multiply_add(both, right[v], sums[r][v]);
     }
+    left += a.pair_step;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectorsPerPanel; ++v) {
-      *reinterpret_cast<UnalignedVector*>(c + r * ldc + v * kLanes) = sums[r][v];
-    }
+    for (int v = 0; v < kVectorsPerPanel; ++v) store_vector(c + r * ldc + v * kLanes, sums[r][v]);
   }
 }
 
 // c[rows, columns] = or += a[rows, k] b[k, columns]; columns a multiple of kPanel, k of kPair.
 template <class Dot>
-void multiply(const typename Dot::Element* a, std::int64_t lda, const typename Dot::Element* b, std::int64_t k,
-              float* c, std::int64_t ldc, std::int64_t rows, std::int64_t columns, bool accumulate) {
+void multiply(const Left<Dot>& a, const typename Dot::Element* b, std::int64_t k, float* c, std::int64_t ldc,
+              std::int64_t rows, std::int64_t columns, bool accumulate) {
   for (std::int64_t column = 0; column < columns; column += kPanel) {
     const auto* panel = b + column * k;
+    const auto at = [&](std::int64_t r) { return Left<Dot>{a.data + r * a.row_step, a.row_step, a.pair_step}; };
     std::int64_t r = 0;
     for (; r + kRowsPerTile <= rows; r += kRowsPerTile) {
-      tile<Dot, kRowsPerTile>(a + r * lda, lda, panel, k, c + r * ldc + column, ldc, accumulate);
+      tile<Dot, kRowsPerTile>(at(r), panel, k, c + r * ldc + column, ldc, accumulate);
     }
-    const auto* left = a + r * lda;
     float* out = c + r * ldc + column;
     switch (rows - r) {
       case 5:
-        tile<Dot, 5>(left, lda, panel, k, out, ldc, accumulate);
+        tile<Dot, 5>(at(r), panel, k, out, ldc, accumulate);
         break;
       case 4:
-        tile<Dot, 4>(left, lda, panel, k, out, ldc, accumulate);
+        tile<Dot, 4>(at(r), panel, k, out, ldc, accumulate);
         break;
       case 3:
-        tile<Dot, 3>(left, lda, panel, k, out, ldc, accumulate);
+        tile<Dot, 3>(at(r), panel, k, out, ldc, accumulate);
         break;
       case 2:
-        tile<Dot, 2>(left, lda, panel, k, out, ldc, accumulate);
+        tile<Dot, 2>(at(r), panel, k, out, ldc, accumulate);
         break;
       case 1:
-        tile<Dot, 1>(left, lda, panel, k, out, ldc, accumulate);
+        tile<Dot, 1>(at(r), panel, k, out, ldc, accumulate);
         break;
       default:
         break;
@@ -112,33 +182,64 @@ template <class Dot, class T>
 void copy_rows(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t padded, std::int64_t d,
                std::int64_t d_padded, typename Dot::Element* out) {
   for (std::int64_t r = 0; r < padded; ++r) {
-    for (std::int64_t i = 0; i < d_padded; ++i) {
-      out[r * d_padded + i] = r < rows && i < d ? Dot::element(load(x[r * stride + i])) : typename Dot::Element{};
-    }
+    const std::int64_t filled = r < rows ? d : 0;
+    for (std::int64_t i = 0; i < filled; ++i) out[r * d_padded + i] = Dot::element(x[r * stride + i]);
+    for (std::int64_t i = filled; i < d_padded; ++i) out[r * d_padded + i] = {};
   }
 }
 
-// The same rows transposed, as a left operand [d_padded, padded].
-template <class Dot, class T>
-void copy_transposed(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t padded, std::int64_t d,
-                     std::int64_t d_padded, typename Dot::Element* out) {
-  for (std::int64_t i = 0; i < d_padded; ++i) {
-    for (std::int64_t r = 0; r < padded; ++r) {
-      out[i * padded + r] = r < rows && i < d ? Dot::element(load(x[r * stride + i])) : typename Dot::Element{};
-    }
-  }
-}
-
-// Rows of x as the columns of a right operand, k = d: xᵀ [d_padded, padded].
+// Rows of x as the columns of a right operand, k = d: xᵀ [d_padded, padded]. A square of kLanes rows and as many groups
+// of kPair elements (32 bits) is transposed at a time.
 template <class Dot, class T>
 void pack_columns(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t padded, std::int64_t d,
                   std::int64_t d_padded, typename Dot::Element* out) {
+  using Element = typename Dot::Element;
+  constexpr std::int64_t kWide = kLanes * Dot::kPair;
+  static_assert(sizeof(Element) * Dot::kPair == 4);
+  for (std::int64_t r = 0; r < padded; r += kLanes) {
+    Element* column = out + (r / kPanel) * kPanel * d_padded + (r % kPanel) * Dot::kPair;
+    for (std::int64_t first = 0; first < d_padded; first += kWide) {
+      IntVector square[kLanes];
+      const std::int64_t filled = smaller(kWide, d - first);
+      for (std::int64_t i = 0; i < kLanes; ++i) {
+        Element row[kWide] = {};
+        if (r + i < rows) {
+          const T* from = x + (r + i) * stride + first;
+          if (filled == kWide) {
+            for (std::int64_t c = 0; c < kWide; ++c) row[c] = Dot::element(from[c]);
+          } else {
+            for (std::int64_t c = 0; c < filled; ++c) row[c] = Dot::element(from[c]);
+          }
+        }
+        __builtin_memcpy(&square[i], row, sizeof(square[i]));
+      }
+      transpose(square);
+      const std::int64_t groups = smaller(kWide, d_padded - first) / Dot::kPair;
+      for (std::int64_t i = 0; i < groups; ++i) {
+        __builtin_memcpy(column + (first + i * Dot::kPair) * kPanel, &square[i], sizeof(square[i]));
+      }
+    }
+  }
+}
+
+// Rows of x in pairs: element (r, i) at out[(r / kPair * d_padded + i) * kPair + r % kPair]. As a left operand this is
+// xᵀ with row_step kPair and pair_step d_padded * kPair.
+template <class Dot, class T>
+void pair_rows(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t padded, std::int64_t d,
+               std::int64_t d_padded, typename Dot::Element* out) {
+  using Element = typename Dot::Element;
   constexpr std::int64_t kPair = Dot::kPair;
-  for (std::int64_t r = 0; r < padded; ++r) {
-    auto* column = out + (r / kPanel) * kPanel * d_padded + (r % kPanel) * kPair;
-    for (std::int64_t i = 0; i < d_padded; ++i) {
-      column[(i / kPair) * kPanel * kPair + i % kPair] =
-          r < rows && i < d ? Dot::element(load(x[r * stride + i])) : typename Dot::Element{};
+  for (std::int64_t r = 0; r < padded; r += kPair) {
+    Element* pairs = out + r * d_padded;
+    const T* row = x + r * stride;
+    const std::int64_t filled = r + kPair <= rows ? d : 0;
+    for (std::int64_t i = 0; i < filled; ++i) {
+      for (std::int64_t j = 0; j < kPair; ++j) pairs[i * kPair + j] = Dot::element(row[j * stride + i]);
+    }
+    for (std::int64_t i = filled; i < d_padded; ++i) {
+      for (std::int64_t j = 0; j < kPair; ++j) {
+        pairs[i * kPair + j] = r + j < rows && i < d ? Dot::element(row[j * stride + i]) : Element{};
+      }
     }
   }
 }
@@ -147,13 +248,12 @@ void pack_columns(const T* x, std::int64_t stride, std::int64_t rows, std::int64
 template <class Dot, class T>
 void pack_rows(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t padded, std::int64_t d,
                std::int64_t d_columns, typename Dot::Element* out) {
-  constexpr std::int64_t kPair = Dot::kPair;
-  for (std::int64_t r = 0; r < padded; ++r) {
-    auto* block = out + (r / kBlock) * kBlock * d_columns;
-    const std::int64_t in_block = r % kBlock;
-    for (std::int64_t i = 0; i < d_columns; ++i) {
-      block[(i / kPanel) * kPanel * kBlock + (in_block / kPair) * kPanel * kPair + (i % kPanel) * kPair +
-            in_block % kPair] = r < rows && i < d ? Dot::element(load(x[r * stride + i])) : typename Dot::Element{};
+  for (std::int64_t block = 0; block < padded; block += kBlock) {
+    for (std::int64_t column = 0; column < d_columns; column += kPanel) {
+      const std::int64_t count = rows - block < kBlock ? rows - block : kBlock;
+      const std::int64_t width = d - column < kPanel ? d - column : kPanel;
+      pair_rows<Dot>(x + block * stride + column, stride, count, kBlock, width, kPanel,
+                     out + block * d_columns + column * kBlock);
     }
   }
 }

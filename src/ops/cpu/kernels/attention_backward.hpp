@@ -14,18 +14,19 @@ namespace dropcycle::cpu::DROPCYCLE_ISA {
 template <class Dot>
 struct BackwardScratch {
   using Element = typename Dot::Element;
-  Element *keys, *values, *keys_transposed;        // left operands
+  Element *keys, *values, *key_pairs;              // left operands
   Element *query_columns, *dout_columns;           // right operands, k = d
   Element *query_rows, *dout_rows;                 // right operands, k = queries
   Element *probabilities, *dscores, *dscore_rows;  // [kBlock, kBlock]; the last a right operand
   float *scores, *dprobabilities;                  // [kBlock, kBlock]
-  float* dquery_transposed;                        // [d, queries]
+  float* dquery_transposed;                        // [query block][d, kBlock]
   float *dkey, *dvalue;                            // [keys, d_columns]
   float *lse, *delta;                              // [queries]
+  std::int32_t* first_key;                         // [queries]
   BackwardScratch(Pieces& pieces, const Padded& p)
       : keys(pieces.take<Element>(p.keys * p.d)),
         values(pieces.take<Element>(p.keys * p.d)),
-        keys_transposed(pieces.take<Element>(p.keys * p.d)),
+        key_pairs(pieces.take<Element>(p.keys * p.d)),
         query_columns(pieces.take<Element>(p.queries * p.d)),
         dout_columns(pieces.take<Element>(p.queries * p.d)),
         query_rows(pieces.take<Element>(p.queries * p.d_columns)),
@@ -39,65 +40,65 @@ struct BackwardScratch {
         dkey(pieces.take<float>(p.keys * p.d_columns)),
         dvalue(pieces.take<float>(p.keys * p.d_columns)),
         lse(pieces.take<float>(p.queries)),
-        delta(pieces.take<float>(p.queries)) {}
+        delta(pieces.take<float>(p.queries)),
+        first_key(pieces.take<std::int32_t>(p.queries)) {}
 };
+
+// A key counts for the queries at or behind it whose first key isn't behind it.
+template <class Dot>
+Vector excluded(Vector p, std::int32_t key, std::int32_t query, const std::int32_t* first) {
+  const IntVector at = lane_numbers() + query;
+  Vector kept = at >= key ? p : Vector{};
+  if (first != nullptr) {
+    IntVector from;
+    __builtin_memcpy(&from, first, sizeof(from));
+    kept = from <= key ? kept : Vector{};
+  }
+  return kept;
+}
 
 // Probabilities and dscores of a block, in the layouts that the products want.
 template <class Dot>
-void score_gradients(const BackwardScratch<Dot>& s, float scale, const float* lse, const float* delta) {
+void score_gradients(const BackwardScratch<Dot>& s, float scale, std::int64_t key, std::int64_t query, bool masked,
+                     bool documents) {
   constexpr std::int64_t kPair = Dot::kPair;
-  for (std::int64_t j = 0; j < kBlock; ++j) {
-    const float* scores = s.scores + j * kBlock;
-    const float* dprobabilities = s.dprobabilities + j * kBlock;
-    auto* probabilities = s.probabilities + j * kBlock;
-    auto* dscores = s.dscores + j * kBlock;
-#pragma omp simd
-    for (std::int64_t i = 0; i < kBlock; ++i) {
-      const float p = exp_fast(scores[i] * scale - lse[i]);
-      probabilities[i] = Dot::element(p);
-      dscores[i] = Dot::element(p * (dprobabilities[i] - delta[i]) * scale);
-    }
-  }
-  for (std::int64_t panel = 0; panel < kBlock; panel += kPanel) {
-    for (std::int64_t j = 0; j < kBlock; j += kPair) {
-      auto* out = s.dscore_rows + panel * kBlock + j * kPanel;
-      const auto* in = s.dscores + j * kBlock + panel;
-#pragma omp simd
-      for (std::int64_t i = 0; i < kPanel; ++i) {
-        for (std::int64_t pair = 0; pair < kPair; ++pair) out[i * kPair + pair] = in[pair * kBlock + i];
+  for (std::int64_t j = 0; j < kBlock; j += kPair) {
+#pragma GCC unroll 4
+    for (std::int64_t i = 0; i < kBlock; i += kLanes) {
+      const Vector lse = load_vector(s.lse + query + i), delta = load_vector(s.delta + query + i);
+      Vector dscores[kPair];
+#pragma GCC unroll 2
+      for (std::int64_t r = 0; r < kPair; ++r) {
+        const std::int64_t at = (j + r) * kBlock + i;
+        Vector p = Dot::exp(load_vector(s.scores + at) * scale - lse);
+        if (masked) {
+          p = excluded<Dot>(p, static_cast<std::int32_t>(key + j + r), static_cast<std::int32_t>(query + i),
+                            documents ? s.first_key + query + i : nullptr);
+        }
+        dscores[r] = p * (load_vector(s.dprobabilities + at) - delta) * scale;
+        Dot::store(s.probabilities + at, p);
+        Dot::store(s.dscores + at, dscores[r]);
       }
-    }
-  }
-}
-
-// Scores that the mask excludes become kExcluded: their probability is 0.
-template <class Dot>
-void mask_block(const BackwardScratch<Dot>& s, const AttentionArguments& a, const std::int32_t* first_key,
-                std::int64_t key, std::int64_t query) {
-  constexpr float kExcluded = -1e30F;
-  for (std::int64_t i = 0; i < kBlock; ++i) {
-    const std::int64_t at = query + i;
-    const std::int64_t from = first_key == nullptr || at >= a.queries ? 0 : first_key[at] - key;
-    for (std::int64_t j = 0; j < kBlock; ++j) {
-      if (j < from || key + j > at) s.scores[j * kBlock + i] = kExcluded;
+      Dot::store_pairs(s.dscore_rows + i / kPanel * kPanel * kBlock + j * kPanel + i % kPanel * kPair, dscores);
     }
   }
 }
 
 template <class Dot>
-void backward_block(const AttentionArguments& a, const Padded& p, const BackwardScratch<Dot>& s,
-                    const std::int32_t* first_key, std::int64_t key, std::int64_t query, bool masked) {
-  multiply<Dot>(s.keys + key * p.d, p.d, s.query_columns + query * p.d, p.d, s.scores, kBlock, kBlock, kBlock, false);
-  multiply<Dot>(s.values + key * p.d, p.d, s.dout_columns + query * p.d, p.d, s.dprobabilities, kBlock, kBlock, kBlock,
+void backward_block(const AttentionArguments& a, const Padded& p, const BackwardScratch<Dot>& s, std::int64_t key,
+                    std::int64_t query, bool masked) {
+  constexpr std::int64_t kPair = Dot::kPair;
+  multiply<Dot>({s.keys + key * p.d, p.d, kPair}, s.query_columns + query * p.d, p.d, s.scores, kBlock, kBlock, kBlock,
                 false);
-  if (masked) mask_block(s, a, first_key, key, query);
-  score_gradients(s, a.scale, s.lse + query, s.delta + query);
-  multiply<Dot>(s.probabilities, kBlock, s.dout_rows + query * p.d_columns, kBlock, s.dvalue + key * p.d_columns,
+  multiply<Dot>({s.values + key * p.d, p.d, kPair}, s.dout_columns + query * p.d, p.d, s.dprobabilities, kBlock, kBlock,
+                kBlock, false);
+  score_gradients(s, a.scale, key, query, masked, a.first_key != nullptr);
+  multiply<Dot>({s.probabilities, kBlock, kPair}, s.dout_rows + query * p.d_columns, kBlock,
+                s.dvalue + key * p.d_columns, p.d_columns, kBlock, p.d_columns, true);
+  multiply<Dot>({s.dscores, kBlock, kPair}, s.query_rows + query * p.d_columns, kBlock, s.dkey + key * p.d_columns,
                 p.d_columns, kBlock, p.d_columns, true);
-  multiply<Dot>(s.dscores, kBlock, s.query_rows + query * p.d_columns, kBlock, s.dkey + key * p.d_columns, p.d_columns,
-                kBlock, p.d_columns, true);
-  multiply<Dot>(s.keys_transposed + key, p.keys, s.dscore_rows, kBlock, s.dquery_transposed + query, p.queries, p.d,
-                kBlock, true);
+  multiply<Dot>({s.key_pairs + key * p.d, kPair, p.d * kPair}, s.dscore_rows, kBlock, s.dquery_transposed + query * p.d,
+                kBlock, p.d, kBlock, true);
 }
 
 // Loads one query head: operands and statistics. Padding queries get lse = 1e30, so that they have no probability.
@@ -121,8 +122,31 @@ void load_queries(const AttentionArguments& a, const Padded& p, const BackwardSc
       for (std::int64_t c = 0; c < d; ++c) sum += load(dout[i * out_stride + c]) * load(out[i * out_stride + c]);
     }
     s.delta[i] = sum;
+    if (a.first_key != nullptr) s.first_key[i] = i < a.queries ? a.first_key[row + i] : 0;
   }
   for (std::int64_t i = 0; i < p.queries * p.d; ++i) s.dquery_transposed[i] = 0;
+}
+
+// dq rows from their transposed sums [query block][d_padded, kBlock].
+template <class T>
+void store_dquery(const float* transposed, std::int64_t d_padded, std::int64_t queries, std::int64_t d, T* dq,
+                  std::int64_t stride) {
+  for (std::int64_t query = 0; query < queries; query += kLanes) {
+    const float* block = transposed + query / kBlock * kBlock * d_padded + query % kBlock;
+    for (std::int64_t first = 0; first < d; first += kLanes) {
+      IntVector square[kLanes] = {};
+      for (std::int64_t i = 0; i < smaller(kLanes, d - first); ++i) {
+        square[i] = reinterpret_cast<IntVector>(load_vector(block + (first + i) * kBlock));
+      }
+      transpose(square);
+      for (std::int64_t i = 0; i < smaller(kLanes, queries - query); ++i) {
+        float row[kLanes];
+        __builtin_memcpy(row, &square[i], sizeof(row));
+        T* to = dq + (query + i) * stride + first;
+        for (std::int64_t c = 0; c < smaller(kLanes, d - first); ++c) store(to[c], row[c]);
+      }
+    }
+  }
 }
 
 template <class Dot, class T>
@@ -136,7 +160,7 @@ void backward_head(const AttentionArguments& a, const Padded& p, const BackwardS
   const std::int32_t* first_key = a.first_key == nullptr ? nullptr : a.first_key + row;
   copy_rows<Dot>(k, a.kv_stride, a.keys, p.keys, d, p.d, s.keys);
   copy_rows<Dot>(v, a.kv_stride, a.keys, p.keys, d, p.d, s.values);
-  copy_transposed<Dot>(k, a.kv_stride, a.keys, p.keys, d, p.d, s.keys_transposed);
+  pair_rows<Dot>(k, a.kv_stride, a.keys, p.keys, d, p.d, s.key_pairs);
   for (std::int64_t i = 0; i < p.keys * p.d_columns; ++i) s.dkey[i] = s.dvalue[i] = 0;
   for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
     load_queries<Dot, T>(a, p, s, row, head);
@@ -149,13 +173,11 @@ void backward_head(const AttentionArguments& a, const Padded& p, const BackwardS
         highest = larger(highest, first_key[i]);
       }
       for (std::int64_t key = lowest / kBlock * kBlock; key < end; key += kBlock) {
-        backward_block<Dot>(a, p, s, first_key, key, query, key + kBlock > query + 1 || key < highest);
+        backward_block<Dot>(a, p, s, key, query, key + kBlock > query + 1 || key < highest);
       }
     }
-    auto* dq = static_cast<T*>(a.dq) + row * a.q_stride + head * d;
-    for (std::int64_t i = 0; i < a.queries; ++i) {
-      for (std::int64_t c = 0; c < d; ++c) store(dq[i * a.q_stride + c], s.dquery_transposed[c * p.queries + i]);
-    }
+    store_dquery<T>(s.dquery_transposed, p.d, a.queries, d, static_cast<T*>(a.dq) + row * a.q_stride + head * d,
+                    a.q_stride);
   }
   auto* dk = static_cast<T*>(a.dk) + row * a.kv_stride + kv_head * d;
   auto* dv = static_cast<T*>(a.dv) + row * a.kv_stride + kv_head * d;

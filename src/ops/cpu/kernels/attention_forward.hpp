@@ -24,25 +24,39 @@ struct ForwardScratch {
         total(pieces.take<float>(kBlock)) {}
 };
 
+// Keys [from, last] of a block are open to a row.
+struct Open {
+  std::int32_t from, last;
+};
+
+inline Vector masked(Vector scores, Open open, std::int64_t first_lane) {
+  const IntVector key = lane_numbers() + static_cast<std::int32_t>(first_lane);
+  return (key >= open.from) & (key <= open.last) ? scores : Vector{} + kMasked;
+}
+
 // One row of scores: new maximum, probabilities, and the factor by which the sums so far shrink.
 template <class Dot>
-float softmax_row(const float* scores, typename Dot::Element* probabilities, float scale, float& largest,
+float softmax_row(const float* scores, typename Dot::Element* probabilities, float scale, Open open, float& largest,
                   float& total) {
-  float best = scores[0];
-#pragma omp simd reduction(max : best)
-  for (std::int64_t j = 0; j < kBlock; ++j) best = scores[j] > best ? scores[j] : best;
-  best *= scale;
-  best = best > largest ? best : largest;
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t j = 0; j < kBlock; ++j) {
-    const float p = exp_fast(scores[j] * scale - best);
-    sum += p;
-    probabilities[j] = Dot::element(p);
+  Vector values[kVectorsPerBlock];
+  Vector best = Vector{} + largest;
+#pragma GCC unroll 16
+  for (std::int64_t v = 0; v < kVectorsPerBlock; ++v) {
+    values[v] = load_vector(scores + v * kLanes) * scale;
+    if (open.from > 0 || open.last < kBlock - 1) values[v] = masked(values[v], open, v * kLanes);
+    best = larger(values[v], best);
   }
-  const float shrink = exp_fast(largest - best);
-  largest = best;
-  total = total * shrink + sum;
+  const float top = across(best, [](Vector a, Vector b) { return larger(a, b); });
+  Vector sum{};
+#pragma GCC unroll 16
+  for (std::int64_t v = 0; v < kVectorsPerBlock; ++v) {
+    const Vector p = Dot::exp(values[v] - top);
+    sum += p;
+    Dot::store(probabilities + v * kLanes, p);
+  }
+  const float shrink = exp_fast(largest - top);
+  largest = top;
+  total = total * shrink + across(sum, [](Vector a, Vector b) { return a + b; });
   return shrink;
 }
 
@@ -63,28 +77,19 @@ void forward_block(const AttentionArguments& a, const Padded& p, const ForwardSc
   const std::int64_t offset = a.keys - a.queries;  // place of query 0
   const std::int32_t* first_key = a.first_key == nullptr ? nullptr : a.first_key + row;
   std::int64_t lowest = first_key == nullptr ? 0 : first_key[0];
-  std::int64_t highest = lowest;
-  for (std::int64_t r = 1; first_key != nullptr && r < count; ++r) {
-    lowest = smaller(lowest, first_key[r]);
-    highest = larger(highest, first_key[r]);
-  }
+  for (std::int64_t r = 1; first_key != nullptr && r < count; ++r) lowest = smaller(lowest, first_key[r]);
   for (std::int64_t key = lowest / kBlock * kBlock; key < offset + first + count; key += kBlock) {
-    multiply<Dot>(s.queries, p.d, keys + key * p.d, p.d, s.scores, kBlock, count, kBlock, false);
-    const bool masked = key + kBlock > offset + first + 1 || key < highest;
+    multiply<Dot>({s.queries, p.d, Dot::kPair}, keys + key * p.d, p.d, s.scores, kBlock, count, kBlock, false);
     for (std::int64_t r = 0; r < count; ++r) {
-      float* scores = s.scores + r * kBlock;
-      if (masked) {
-        const std::int64_t from = first_key == nullptr ? 0 : first_key[r] - key;
-        const std::int64_t last = offset + first + r - key;
-        for (std::int64_t j = 0; j < kBlock; ++j) scores[j] = j < from || j > last ? kMasked : scores[j];
-      }
-      const float shrink = softmax_row<Dot>(scores, s.probabilities + r * kBlock, a.scale, s.largest[r], s.total[r]);
+      const Open open{static_cast<std::int32_t>(first_key == nullptr ? 0 : first_key[r] - key),
+                      static_cast<std::int32_t>(smaller(kBlock - 1, offset + first + r - key))};
+      const float shrink = softmax_row<Dot>(s.scores + r * kBlock, s.probabilities + r * kBlock, a.scale, open,
+                                            s.largest[r], s.total[r]);
       float* sums = s.sums + r * p.d_columns;
-#pragma omp simd
-      for (std::int64_t i = 0; i < p.d_columns; ++i) sums[i] *= shrink;
+      for (std::int64_t i = 0; i < p.d_columns; i += kLanes) store_vector(sums + i, load_vector(sums + i) * shrink);
     }
-    multiply<Dot>(s.probabilities, kBlock, values + key * p.d_columns, kBlock, s.sums, p.d_columns, count, p.d_columns,
-                  true);
+    multiply<Dot>({s.probabilities, kBlock, Dot::kPair}, values + key * p.d_columns, kBlock, s.sums, p.d_columns, count,
+                  p.d_columns, true);
   }
   for (std::int64_t r = 0; r < count; ++r) {
     auto* out = static_cast<T*>(a.out) + ((row + r) * a.heads + head) * a.head_size;

@@ -19,10 +19,28 @@ struct Bf16Dot {
     return (__m512bh)_mm512_set1_epi32(pair);
   }
   static Vector multiply_add(Operand a, Operand b, Vector sum) { return (Vector)_mm512_dpbf16_ps((__m512)sum, a, b); }
-  static Bf16 element(float value) {
-    Bf16 out;
-    store(out, value);
-    return out;
+  static Bf16 element(Bf16 value) { return value; }
+  static void store(Bf16* out, Vector value) {
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)value);
+    __builtin_memcpy(out, &rounded, sizeof(rounded));
+  }
+  static void store_pairs(Bf16* out, const Vector* rows) {
+    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)rows[0]));
+    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)rows[1]));
+    _mm512_storeu_si512(out, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+  // 2^(x log2 e) = 2^n 2^f with n whole and |f| <= 1/2; 2^f by the polynomial of degree 5 with the least relative error
+  // (1e-7, fitted with Lawson's weights).
+  static Vector exp(Vector x) {
+    const __m512 exponent = _mm512_mul_ps((__m512)x, _mm512_set1_ps(1.44269504F));
+    const __m512 n = _mm512_roundscale_ps(exponent, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const Vector f = (Vector)_mm512_sub_ps(exponent, n);
+    Vector p = f * 1.32647220e-3F + 9.67151300e-3F;
+    p = p * f + 5.55073376e-2F;
+    p = p * f + 2.40222421e-1F;
+    p = p * f + 6.93146978e-1F;
+    p = p * f + 1.0F;
+    return (Vector)_mm512_scalef_ps((__m512)p, n);
   }
 };
 
