@@ -1,14 +1,22 @@
 // dropcycle upcycle: a dense checkpoint into an MoE checkpoint with a receipt.
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <cstdio>
+#include <functional>
 #include <memory>
+#include <numeric>
+#include <optional>
+#include <span>
 
 #include "conversion.hpp"
 #include "dropcycle/checkpoint/writer.hpp"
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/file.hpp"
 #include "dropcycle/core/progress.hpp"
+#include "dropcycle/eval/load_model.hpp"
+#include "dropcycle/train/validation.hpp"
 #include "verbs.hpp"
+#include "with_runtime.hpp"
 
 namespace dropcycle {
 namespace {
@@ -17,6 +25,8 @@ struct Options {
   std::string dense, output, dtype = "f32";
   InitConfig init{.method = "drop"};
   std::int64_t experts = 8, experts_per_token = 2;
+  std::vector<std::string> validation;
+  std::int64_t tokens = 65536;
 };
 
 Receipt plan(const Options& options, const Checkpoint& dense) {
@@ -63,17 +73,79 @@ std::uint64_t write_checkpoint(Receipt& receipt, Checkpoint& dense, const std::f
   return all;
 }
 
-void upcycle(const Options& options) {
+// Entropy of each layer's shares of the choices.
+std::vector<double> load_entropy(const RoutingStatistics& routing) {
+  std::vector<double> result;
+  for (std::int64_t layer = 0; layer < routing.layers; ++layer) {
+    const auto counts =
+        std::span(routing.counts)
+            .subspan(static_cast<std::size_t>(layer * routing.experts), static_cast<std::size_t>(routing.experts));
+    const double all = std::accumulate(counts.begin(), counts.end(), 0.0);
+    double entropy = 0;
+    for (const double count : counts) entropy -= count > 0 ? count / all * std::log(count / all) : 0;
+    result.push_back(entropy);
+  }
+  return result;
+}
+
+// Held-out text, opened before the conversion so that what can't be measured is known at once.
+class LossMeter {
+ public:
+  LossMeter(const Options& options, const Checkpoint& dense, const Runtime& runtime)
+      : config_(evaluation_config(options, dense)),
+        machine_(make_machine(config_, runtime)),
+        validation_(config_, machine_.groups, dense.info().tokenizer_digest) {}
+
+  ReceiptLosses measure(Checkpoint& dense, Checkpoint& moe) {
+    ReceiptLosses losses;
+    RoutingStatistics routing;
+    losses.dense = mean_loss(*load_model(dense, machine_), nullptr, losses.tokens);
+    const auto model = load_model(moe, machine_);
+    routing = RoutingStatistics(model->config().layers, model->config().experts);
+    losses.moe = mean_loss(*model, &routing, losses.tokens);
+    losses.load_entropy = load_entropy(routing);
+    return losses;
+  }
+
+ private:
+  static Config evaluation_config(const Options& options, const Checkpoint& dense) {
+    Config config = config_of(dense.folder(), {});
+    config.init = {};
+    config.parallel = {};
+    config.train.micro_batch = 1;
+    config.data.valid = {{.name = "validation", .shards = options.validation}};
+    config.train.eval_batches = (options.tokens + config.data.sequence_length - 1) / config.data.sequence_length;
+    resolve(config);
+    return config;
+  }
+  double mean_loss(Model& model, RoutingStatistics* routing, std::int64_t& tokens) {
+    const EvalMetrics result = validation_.run(model, 0, 0, routing);
+    tokens = result.tokens;
+    return result.loss;
+  }
+
+  Config config_;
+  Machine machine_;
+  Validation validation_;
+};
+
+Status upcycle(const Options& options, const Runtime& runtime) {
+  if (runtime.size() > 1) fail(Status::usage, "upcycle runs as one process, not as {} ranks", runtime.size());
   const Progress::Clock::time_point start = Progress::Clock::now();
   Checkpoint dense = Checkpoint::open(find_checkpoint(options.dense));
   Receipt receipt = plan(options, dense);
+  std::optional<LossMeter> meter;
+  if (!options.validation.empty()) meter.emplace(options, dense, runtime);
   const std::uint64_t bytes = write_checkpoint(receipt, dense, options.output);
   const double seconds = std::chrono::duration<double>(Progress::Clock::now() - start).count();
-  receipt.checkpoint_digest = Checkpoint::open(options.output).digest("weight");
+  Checkpoint moe = Checkpoint::open(options.output);
+  receipt.checkpoint_digest = moe.digest("weight");
+  if (meter) receipt.losses = meter->measure(dense, moe);
   write_file(std::filesystem::path(options.output) / "receipt.json", to_text(receipt));
   std::printf("%s%s: %.3f GB in %.1f s, %.2f GB/s; receipt.json says how\n", describe(receipt).c_str(),
               options.output.c_str(), static_cast<double>(bytes) * 1e-9, seconds,
               static_cast<double>(bytes) * 1e-9 / seconds);
+  return Status::ok;
 }
 
 }  // namespace
@@ -103,11 +175,17 @@ void add_upcycle(CLI::App& app) {
   verb->add_option("--dtype", options->dtype, "Type of the new weights (norms and router stay f32)")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
+  verb->add_option("--validation", options->validation, "Held-out shards: their loss goes into the receipt; repeatable")
+      ->type_name("SHARDS")
+      ->allow_extra_args(false);
+  verb->add_option("--tokens", options->tokens, "How many held-out tokens, about")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   verb->footer(
       "\nExamples:\n"
-      "  dropcycle upcycle runs/dense --output models/drop --ratio 0.5 --experts 8\n"
+      "  dropcycle upcycle runs/dense --output models/drop --ratio 0.5 --experts 8 --validation 'shards/*/valid*.h5'\n"
       "  dropcycle verify models/drop --parent runs/dense");
-  verb->callback([options] { upcycle(*options); });
+  verb->callback([options] { with_runtime([&](const Runtime& runtime) { return upcycle(*options, runtime); }); });
 }
 
 }  // namespace dropcycle

@@ -1,6 +1,7 @@
 #include "dropcycle/train/validation.hpp"
 
 #include <algorithm>
+#include <functional>
 
 #include "dropcycle/train/training_step.hpp"
 
@@ -34,7 +35,7 @@ Validation::Validation(const Config& config, const Groups& groups, const std::st
   }
 }
 
-EvalMetrics Validation::run(Model& model, std::size_t source, std::int64_t step) {
+EvalMetrics Validation::run(Model& model, std::size_t source, std::int64_t step, RoutingStatistics* routing) {
   const ValidationSet& set = sets_[source];
   const std::int64_t count = config_.train.micro_batch, sequence = config_.data.sequence_length;
   const Communicator& data_ranks = groups_[GroupKind::dp];
@@ -51,6 +52,8 @@ EvalMetrics Validation::run(Model& model, std::size_t source, std::int64_t step)
     const MicrobatchLosses losses = model.evaluate(view(batch, count, sequence, config_.data.reset_at_document_end));
     sums[0] += losses.language;
     sums[1] += static_cast<double>(losses.tokens);
+    if (routing == nullptr) continue;
+    std::ranges::transform(losses.routing.counts, routing->counts, routing->counts.begin(), std::plus<>());
   }
   groups_[GroupKind::dp].all_reduce(Tensor(sums, {2}));
   return {.step = step, .source = set.name(), .loss = sums[0] / sums[1], .tokens = static_cast<std::int64_t>(sums[1])};

@@ -3,10 +3,12 @@
 #include <sys/wait.h>
 
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 
 #include "../unit/checkpoint_support.hpp"
+#include "dropcycle/data/shard.hpp"
 #include "dropcycle/model/model.hpp"
 #include "dropcycle/upcycle/receipt.hpp"
 
@@ -182,6 +184,37 @@ TEST_CASE("a changed receipt and another parent are found out") {
   Weights weights(dense_model());
   save_checkpoint(other.path(), {.step = 41, .model = first.info().model}, weights.state);
   check_refused(run("verify " + dense("moe") + " --parent " + other("dense")), Status::input, "isn't the parent");
+}
+
+TEST_CASE("the receipt's losses: copies lose nothing, fresh weights do, and what was measured is in the receipt") {
+  const DenseRun dense;
+  ShardWriter shard(dense / "valid.h5", "a tokenizer", 31, "test");
+  std::vector<std::int32_t> tokens(700);
+  for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<std::int32_t>(i * i % 31);
+  shard.add_document(tokens);
+  shard.commit();
+  const auto losses_of = [&](const std::string& options) {
+    std::filesystem::remove_all(dense / "moe");
+    const Outcome made = run("upcycle " + dense("dense") + " --output " + dense("moe") + " --experts 4 --validation " +
+                             dense("valid.h5") + " " + options);
+    REQUIRE_MESSAGE(made.status == 0, made.output);
+    CHECK(made.output.find("held-out loss on 699 tokens: dense ") != std::string::npos);
+    const Outcome verified = run("verify " + dense("moe") + " --parent " + dense("dense"));
+    CHECK_MESSAGE(verified.status == 0, verified.output);
+    const auto path = dense / "moe" / "receipt.json";
+    return *parse_receipt(read_file(path), path).losses;
+  };
+  const ReceiptLosses naive = losses_of("--method naive"), drop = losses_of("--method drop --ratio 1");
+  CHECK(naive.tokens == 699);
+  CHECK(!(std::fabs(naive.dense - std::log(31.0)) > 0.5));
+  CHECK(!(std::fabs(naive.moe - naive.dense) > 2e-3));
+  CHECK(naive.dense == drop.dense);
+  CHECK(drop.moe != naive.moe);
+  REQUIRE(naive.load_entropy.size() == 3);
+  for (const double entropy : naive.load_entropy) CHECK((entropy > 0 && entropy <= std::log(4.0) + 1e-9));
+  check_refused(run("upcycle " + dense("dense") + " --output " + dense("no") + " --validation " + dense("gone.h5")),
+                Status::input, "gone.h5");
+  CHECK(!std::filesystem::exists(dense / "no"));
 }
 
 TEST_CASE("what can't be is refused in one line") {
