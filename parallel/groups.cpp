@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <mpi.h>
 
 #include <algorithm>
@@ -77,13 +78,17 @@ void check_same_everywhere(Communicator& communicator, std::string_view label, c
   const auto other = std::ranges::find_if(texts, [&](const std::string& found) { return found != texts[0]; });
   require(other != texts.end(), "the {} of two ranks differ in their digests only", label);
   const std::vector<std::string_view> expected = lines_of(texts[0]), found = lines_of(*other);
-  const auto line = static_cast<std::size_t>(std::ranges::mismatch(expected, found).in1 - expected.begin());
+  const auto line = std::ranges::mismatch(expected, found).in1 - expected.begin();
   const auto shown = [line](const std::vector<std::string_view>& lines) {
-    return line < lines.size() ? lines[line] : "(nothing)";
+    return line < std::ssize(lines) ? lines[static_cast<std::size_t>(line)] : "(nothing)";
   };
+  // The TOML section that the line belongs to.
+  const auto last = std::make_reverse_iterator(expected.begin() + line);
+  const auto header = std::find_if(last, expected.rend(), [](std::string_view row) { return row.starts_with('['); });
   fail(Status::peer,
-       "the {} of rank {} differs from rank 0's in line {}: '{}' instead of '{}': start all ranks with the same one",
-       label, other - texts.begin(), line + 1, shown(found), shown(expected));
+       "the {} of rank {} differs from rank 0's in line {}{}: '{}' instead of '{}': start all ranks with the same one",
+       label, other - texts.begin(), line + 1, header == expected.rend() ? "" : fmt::format(" of {}", *header),
+       shown(found), shown(expected));
 }
 
 }  // namespace dropcycle

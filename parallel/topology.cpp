@@ -9,8 +9,10 @@
 namespace dropcycle {
 namespace {
 
+constexpr const char* kStage = "tensor * context * data";
+
 void check_positive(std::string_view axis, int size) {
-  if (size < 1) fail(Status::usage, "layout: {} = {}: every axis has at least 1 rank", axis, size);
+  if (size < 1) fail(Status::usage, "parallel.{} = {}: expected at least 1", axis, size);
 }
 
 // The greatest divisor of n up to `near` and the least above it: "2 or 4", "4".
@@ -58,45 +60,48 @@ std::string_view name(GroupKind kind) {
 
 Topology::Topology(const Layout& layout, int world_size) : layout_(layout), world_size_(world_size), edp_(1) {
   require(world_size >= 1, "a topology of {} ranks", world_size);
-  check_positive("tp", layout.tp);
-  check_positive("cp", layout.cp);
-  check_positive("pp", layout.pp);
-  check_positive("etp", layout.etp);
-  check_positive("ep", layout.ep);
-  if (layout.dp < 0) fail(Status::usage, "layout: dp = {}: expected 0 (what the ranks leave) or more", layout.dp);
+  check_positive("tensor", layout.tp);
+  check_positive("context", layout.cp);
+  check_positive("pipeline", layout.pp);
+  check_positive("expert_tensor", layout.etp);
+  check_positive("expert", layout.ep);
+  if (layout.dp < 0) fail(Status::usage, "parallel.data = {}: expected 0 (what the ranks leave) or more", layout.dp);
 
   // Each factor is at most world_size where the product goes on, so 64 bits hold it.
   long long fixed = 1;
   for (const int size : {layout.tp, layout.cp, layout.pp}) {
     fixed *= size;
     if (fixed > world_size) {
-      fail(Status::usage, "layout: tp {} * cp {} * pp {} needs more than the {} ranks started: make an axis smaller",
+      fail(Status::usage,
+           "parallel.tensor {} * context {} * pipeline {} need more than the {} ranks started: make one smaller",
            layout.tp, layout.cp, layout.pp, world_size);
     }
   }
   if (world_size % fixed != 0) {
-    fail(Status::usage, "layout: {} ranks are not divisible by tp {} * cp {} * pp {} = {}: start {} ranks", world_size,
+    fail(Status::usage,
+         "{} ranks are not divisible by parallel.tensor {} * context {} * pipeline {} = {}: start {} ranks", world_size,
          layout.tp, layout.cp, layout.pp, fixed, nearest_multiples(static_cast<int>(fixed), world_size));
   }
   const int data_parallel = world_size / static_cast<int>(fixed);
   if (layout.dp != 0 && layout.dp != data_parallel) {
     const long long wanted = fixed * layout.dp;
-    fail(Status::usage,
-         "layout: tp {} * cp {} * dp {} * pp {} = {} ranks and {} were started: set dp = {}, or start {} ranks",
-         layout.tp, layout.cp, layout.dp, layout.pp, wanted, world_size, data_parallel, wanted);
+    fail(
+        Status::usage,
+        "parallel.data = {} (* tensor {} * context {} * pipeline {}) needs {} ranks and {} were started: set it to {}, "
+        "or start {} ranks",
+        layout.dp, layout.tp, layout.cp, layout.pp, wanted, world_size, data_parallel, wanted);
   }
   layout_.dp = data_parallel;
 
   const int stage = stage_size();
   if (stage % layout.etp != 0) {
-    fail(Status::usage, "layout: etp {} does not divide tp {} * cp {} * dp {} = {} ranks: the nearest etp is {}",
-         layout.etp, layout.tp, layout.cp, data_parallel, stage, nearest_divisors(stage, layout.etp));
+    fail(Status::usage, "parallel.expert_tensor = {} does not divide the {} ranks of {}: the nearest is {}", layout.etp,
+         stage, kStage, nearest_divisors(stage, layout.etp));
   }
   const int expert_ranks = stage / layout.etp;
   if (expert_ranks % layout.ep != 0) {
-    fail(Status::usage, "layout: ep {} does not divide tp {} * cp {} * dp {} / etp {} = {} ranks: the nearest ep is {}",
-         layout.ep, layout.tp, layout.cp, data_parallel, layout.etp, expert_ranks,
-         nearest_divisors(expert_ranks, layout.ep));
+    fail(Status::usage, "parallel.expert = {} does not divide the {} ranks of {} / expert_tensor: the nearest is {}",
+         layout.ep, expert_ranks, kStage, nearest_divisors(expert_ranks, layout.ep));
   }
   edp_ = expert_ranks / layout.ep;
 }

@@ -250,6 +250,10 @@ TEST_CASE("ranks that differ are refused with the first differing line and both 
   CHECK(refusal(odd ? "seed = 1\n" : "seed = 1\nlr = 0.1\n") ==
         "the config of rank 1 differs from rank 0's in line 2: '(nothing)' instead of 'lr = 0.1': start all ranks with "
         "the same one");
+  CHECK(
+      refusal(odd ? "[a]\nseed = 1\n[b]\nx = 1\nseed = 2\n" : "[a]\nseed = 1\n[b]\nx = 1\nseed = 1\n") ==
+      "the config of rank 1 differs from rank 0's in line 5 of [b]: 'seed = 2' instead of 'seed = 1': start all ranks "
+      "with the same one");
   CHECK(refusal(odd ? "seed = 1\nlr = 0.1" : "seed = 1\nlr = 0.1\n").find("config of rank 1 differs") !=
         std::string::npos);
 }

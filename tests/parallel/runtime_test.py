@@ -77,7 +77,7 @@ class RuntimeTest(unittest.TestCase):
         self.failure(FAILURES["out_of_step"], 6, "rank 2 of 3", "group world, all_to_all on its rank 2")
 
     def test_a_layout_that_does_not_fit(self):
-        self.failure(LAYOUT, 2, "ep 3 does not divide", "the nearest ep is 2 or 4")
+        self.failure(LAYOUT, 2, "parallel.expert = 3 does not divide", "the nearest is 2 or 4")
 
     def test_an_exception_that_nobody_catches(self):
         self.assertEqual(UNCAUGHT.result().code, 1, UNCAUGHT.result().everything)

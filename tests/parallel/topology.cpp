@@ -166,20 +166,23 @@ TEST_CASE("a layout is shown in one line") {
 TEST_CASE("a layout that doesn't fit is refused with the numbers and what would fit") {
   CHECK(refusal({}, 7).empty());
   CHECK(refusal({.tp = 2, .pp = 2}, 6) ==
-        "layout: 6 ranks are not divisible by tp 2 * cp 1 * pp 2 = 4: start 4 or 8 ranks");
+        "6 ranks are not divisible by parallel.tensor 2 * context 1 * pipeline 2 = 4: start 4 or 8 ranks");
   CHECK(refusal({.tp = 8}, 4) ==
-        "layout: tp 8 * cp 1 * pp 1 needs more than the 4 ranks started: make an axis smaller");
-  CHECK(refusal({.tp = 1 << 30, .cp = 1 << 30, .pp = 1 << 30}, 4).find("needs more than the 4 ranks") !=
+        "parallel.tensor 8 * context 1 * pipeline 1 need more than the 4 ranks started: make one smaller");
+  CHECK(refusal({.tp = 1 << 30, .cp = 1 << 30, .pp = 1 << 30}, 4).find("need more than the 4 ranks") !=
         std::string::npos);
   CHECK(refusal({.dp = 3}, 4) ==
-        "layout: tp 1 * cp 1 * dp 3 * pp 1 = 3 ranks and 4 were started: set dp = 4, or start 3 ranks");
+        "parallel.data = 3 (* tensor 1 * context 1 * pipeline 1) needs 3 ranks and 4 were started: set it to 4, or "
+        "start 3 ranks");
   CHECK(refusal({.ep = 3}, 4) ==
-        "layout: ep 3 does not divide tp 1 * cp 1 * dp 4 / etp 1 = 4 ranks: the nearest ep is 2 or 4");
-  CHECK(refusal({.ep = 5}, 4) ==
-        "layout: ep 5 does not divide tp 1 * cp 1 * dp 4 / etp 1 = 4 ranks: the nearest ep is 4");
-  CHECK(refusal({.pp = 4, .ep = 2}, 4).find("the nearest ep is 1") != std::string::npos);
+        "parallel.expert = 3 does not divide the 4 ranks of tensor * context * data / expert_tensor: the nearest is 2 "
+        "or 4");
+  CHECK(refusal({.ep = 5}, 4).ends_with("the nearest is 4"));
+  CHECK(refusal({.pp = 4, .ep = 2}, 4)
+            .ends_with("does not divide the 1 ranks of tensor * context * data / "
+                       "expert_tensor: the nearest is 1"));
   CHECK(refusal({.etp = 4}, 6) ==
-        "layout: etp 4 does not divide tp 1 * cp 1 * dp 6 = 6 ranks: the nearest etp is 3 or 6");
-  CHECK(refusal({.ep = 0}, 4) == "layout: ep = 0: every axis has at least 1 rank");
-  CHECK(refusal({.dp = -1}, 4) == "layout: dp = -1: expected 0 (what the ranks leave) or more");
+        "parallel.expert_tensor = 4 does not divide the 6 ranks of tensor * context * data: the nearest is 3 or 6");
+  CHECK(refusal({.ep = 0}, 4) == "parallel.expert = 0: expected at least 1");
+  CHECK(refusal({.dp = -1}, 4) == "parallel.data = -1: expected 0 (what the ranks leave) or more");
 }
