@@ -70,6 +70,11 @@ void initialise(Model& model, const Config& config) {
       }
       for (const ShardedTensor& part : parts) read(part);
     } else {
+      try {
+        check_fits(parent_model, config.model);
+      } catch (const Error& error) {
+        fail(error.status(), "init.from = {}: {}", parent.folder().string(), error.what());
+      }
       initialise(config.model, config.init, store.specs(), parts, parent_model, read);
     }
   }
