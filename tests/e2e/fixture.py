@@ -108,7 +108,7 @@ class Workspace:
         return (self.must if check else self.run)(*words, ranks=ranks, environment=environment)
 
     def metrics(self, output):
-        return [json.loads(line) for line in open(self.path / output / "metrics.jsonl")]
+        return [json.loads(line) for line in (self.path / output / "metrics.jsonl").read_text().splitlines()]
 
     def manifest(self, checkpoint):
         return json.loads((self.path / checkpoint / "manifest.json").read_text())

@@ -1,0 +1,96 @@
+"""The same run on 1, 2, 3 and 4 ranks, with every division of the experts: losses and gradient norms of each step to
+1e-6, and what a layout promises to itself: the same bits again, with and without overlap.
+
+usage: parity_test.py DROPCYCLE
+"""
+import json
+import shutil
+import sys
+import unittest
+
+from fixture import Workspace
+
+BINARY = sys.argv.pop(1)
+TOLERANCE = 1e-6
+TIMES = {"step_seconds", "tokens_per_second", "product_share", "seconds_left"}
+
+
+def without_times(lines):
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+class ParityTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.space = Workspace(BINARY)
+
+    def train(self, name, config, ranks, experts_over, *settings, **options):
+        self.space.train(config, name, f"parallel.expert={experts_over}", *settings, ranks=ranks, **options)
+        return self.space.metrics(name)
+
+    def held_out(self, name):
+        return [json.loads(line) for line in (self.space.path / name / "eval.jsonl").read_text().splitlines()]
+
+    def assert_close(self, expected, found, what):
+        self.assertTrue(abs(found - expected) <= TOLERANCE * abs(expected), f"{what}: {found} instead of {expected}")
+
+    def assert_parity(self, expected, found, what):
+        self.assertEqual([line["step"] for line in found], [line["step"] for line in expected])
+        self.assertGreaterEqual(len(found), 4)
+        for one, other in zip(expected, found):
+            for key in ("loss", "gradient_norm", "balance_loss"):
+                if one[key] is not None:
+                    self.assert_close(one[key], other[key], f"{what}, step {one['step']}, {key}")
+            self.assertEqual(one["expert_load"], other["expert_load"], f"{what}, step {one['step']}")
+
+    def check(self, name, config, layouts, *settings):
+        expected = self.train(f"{name}-1", config, 1, 1, *settings)
+        self.assertLess(expected[-1]["loss"], expected[0]["loss"])
+        for ranks, experts_over in layouts:
+            run = f"{name}-{ranks}-{experts_over}"
+            self.assert_parity(expected, self.train(run, config, ranks, experts_over, *settings), run)
+            for one, other in zip(self.held_out(f"{name}-1"), self.held_out(run)):
+                self.assertEqual((one["step"], one["source"], one["tokens"]),
+                                 (other["step"], other["source"], other["tokens"]))
+                self.assert_close(one["loss"], other["loss"], f"{run}, held-out loss after step {one['step']}")
+
+    def test_dense(self):
+        self.check("dense", "dense.toml", [(2, 1), (3, 1), (4, 1)])
+
+    def test_twelve_experts(self):
+        self.check("twelve", "moe.toml", [(2, 1), (2, 2), (3, 3), (4, 2), (4, 4)], "model.experts=12")
+
+    def test_three_experts_all_chosen(self):
+        self.check("three", "moe.toml", [(3, 1), (3, 3)], "model.experts_per_token=3", "train.balance_scope=per_layer")
+
+    def test_a_rank_whose_experts_get_no_token(self):
+        # One token a rank, one expert a token: four tokens seldom reach the experts of all four ranks.
+        settings = ("model.experts=12", "model.experts_per_token=1", "data.sequence_length=1", "train.global_batch=4",
+                    "train.steps=4", "optimizer.learning_rate=1e-3")
+        expected = self.train("starved-1", "moe.toml", 1, 1, *settings)
+        found = self.train("starved-4-4", "moe.toml", 4, 4, *settings)
+        self.assert_parity(expected, found, "starved")
+        starved = [line["step"] for line in found for load in line["expert_load"]
+                   for rank in range(4) if sum(load[3 * rank:3 * rank + 3]) == 0]
+        self.assertTrue(starved)
+
+    def test_the_same_layout_gives_the_same_bits(self):
+        settings = ("model.experts=4", "parallel.bucket_bytes=20000")
+        first = self.train("again-1", "moe.toml", 4, 2, *settings)
+        for name, overlap in (("again-2", "true"), ("again-3", "false")):
+            again = self.train(name, "moe.toml", 4, 2, *settings, f"parallel.overlap_gradients={overlap}")
+            self.assertEqual(without_times(first), without_times(again))
+
+    def test_a_checkpoint_goes_on_under_another_layout(self):
+        settings = ("model.experts=12", "checkpoint.interval=3", "checkpoint.keep_last=9")
+        expected = self.train("moved", "moe.toml", 4, 4, *settings)
+        shutil.rmtree(self.space.path / "moved" / "step_00000006")  # the checkpoint of step 3 is the newest
+        for ranks, experts_over in ((1, 1), (3, 3)):
+            name = f"moved-{ranks}"
+            shutil.copytree(self.space.path / "moved", self.space.path / name)
+            found = self.train(name, "moe.toml", ranks, experts_over, *settings, resume=True)
+            self.assert_parity(expected, found, name)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
