@@ -58,8 +58,8 @@ TEST_CASE("models have the paper's parameter counts (Table 4)") {
   CHECK(millions("moe_8x152m") == Pair{1901, 4166});
   CHECK(millions("moe_8x1_5b") == Pair{26154, 89572});
   CHECK(millions("moe_8x3_7b") == Pair{58975, 185810});
-  CHECK(millions("quickstart_dense") == Pair{115, 115});
-  CHECK(millions("quickstart_moe") == Pair{139, 281});
+  CHECK(millions("quickstart_dense") == Pair{73, 73});
+  CHECK(millions("quickstart_moe") == Pair{97, 239});
 }
 
 TEST_CASE("a mixture of experts fits its dense parent") {
