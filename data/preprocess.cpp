@@ -13,9 +13,9 @@
 
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/file.hpp"
+#include "dropcycle/core/progress.hpp"
 #include "dropcycle/data/shard.hpp"
 #include "dropcycle/data/tokenizer.hpp"
-#include "progress.hpp"
 #include "text_extractor.hpp"
 #include "text_reader.hpp"
 

@@ -10,8 +10,9 @@ namespace dropcycle {
 
 Progress::Progress() : terminal_(::isatty(STDERR_FILENO) == 1) {}
 
-Progress::~Progress() {
+void Progress::clear() {
   if (terminal_ && dirty_) std::fputs("\r\033[K", stderr);
+  dirty_ = false;
 }
 
 bool Progress::due() const {

@@ -12,7 +12,7 @@ class Progress {
   using Clock = std::chrono::steady_clock;
 
   Progress();
-  ~Progress();  // removes the line from the terminal
+  ~Progress() { clear(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
@@ -20,6 +20,8 @@ class Progress {
   // Whether it is time for another line.
   bool due() const;
   void show(const std::string& text);
+  // Removes the line from a terminal.
+  void clear();
   // "upcycling  45 %  3.2 of 7.1 GB  0.53 GB/s  7 s left", where it is time for it.
   void show_bytes(const char* work, std::uint64_t done, std::uint64_t all);
 
