@@ -90,7 +90,7 @@ inline double root_mean_square(const std::vector<double>& a, const std::vector<d
 
 // Every output of the cpu backend errs at most twice as much as the plain loops do; and one thread gives the bits of
 // three.
-inline void check_against_float64(const std::string& what, const Body& body, bool same_bits = true) {
+inline void check_against_float64(const std::string& what, const Body& body) {
   PlainOps plain_ops;
   ReferenceOps exact_ops;
   for (const DType type : {DType::f32, DType::bf16}) {
@@ -113,8 +113,8 @@ inline void check_against_float64(const std::string& what, const Body& body, boo
       const double error = root_mean_square(reference::read(tensor), want);
       const bool good = error <= allowed;  // false for NaN
       CHECK_MESSAGE(good, "error ", error, ", allowed ", allowed);
-      const bool same = !same_bits || std::memcmp(tensor.data, single.outputs()[i].second.data,
-                                                  static_cast<std::size_t>(tensor.bytes())) == 0;
+      const bool same =
+          std::memcmp(tensor.data, single.outputs()[i].second.data, static_cast<std::size_t>(tensor.bytes())) == 0;
       CHECK_MESSAGE(same, "the bits depend on the number of threads");
     }
   }

@@ -50,7 +50,7 @@ CpuOps::CpuOps(const OpsOptions& options)
     : set_(start(options)),
       bf16_attention_(multiplies_bf16()),
       kernels_(kernels_for(set_)),
-      products_(set_, multiplies_bf16(), kernels_) {}
+      products_(set_, kernels_) {}
 
 void CpuOps::linear(const Tensor& x, const Weight& w, const Tensor& y) {
   const std::array<std::int64_t, 2> offsets{0, rows_of(x)};

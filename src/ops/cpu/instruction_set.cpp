@@ -44,8 +44,12 @@ InstructionSet instruction_set() {
 
 bool multiplies_bf16() { return instruction_set() == InstructionSet::native && has_native_bf16(); }
 
+bool has_avx512(InstructionSet set) {
+  return set == InstructionSet::avx512 || (set == InstructionSet::native && has_avx512());
+}
+
 Kernels kernels_for(InstructionSet set) {
-  if (set == InstructionSet::avx512 || (set == InstructionSet::native && has_avx512())) return avx512::kernels();
+  if (has_avx512(set)) return avx512::kernels();
   if (set == InstructionSet::avx2 || (set == InstructionSet::native && has_avx2())) return avx2::kernels();
   return baseline::kernels();
 }

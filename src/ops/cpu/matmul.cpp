@@ -1,5 +1,8 @@
 #include "matmul.hpp"
 
+#include <omp.h>
+
+#include <algorithm>
 #include <array>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
@@ -31,11 +34,13 @@ dnnl::matmul::primitive_desc describe(const dnnl::engine& engine, const memory::
 #endif
 }
 
+std::int64_t size(Type type) { return type == Type::bf16 ? 2 : 4; }
+
 struct KeyHash {
   std::size_t operator()(const MatmulKey& key) const {
     std::uint64_t hash = (static_cast<std::uint64_t>(key.product) << 2) | (static_cast<std::uint64_t>(key.in) << 1) |
                          static_cast<std::uint64_t>(key.out);
-    for (const std::int64_t size : {key.m, key.n, key.k}) {
+    for (const std::int64_t size : {key.m, key.n, key.k, key.a_stride}) {
       hash = (hash ^ static_cast<std::uint64_t>(size)) * 0x9e3779b97f4a7c15ULL;
       hash ^= hash >> 29;
     }
@@ -55,7 +60,8 @@ void limit_instructions(InstructionSet set) {
 struct Matmul::State {
   struct Kept {
     dnnl::matmul primitive;
-    memory a, b, c, scratch;
+    memory::desc a, b, c, scratch;
+    std::unordered_map<int, memory> arguments;
   };
 
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
@@ -76,7 +82,9 @@ struct Matmul::State {
 
   Kept create(const MatmulKey& key) {
     const bool gradient = key.product == Product::gradient;
-    const auto a = matrix(key.m, key.k, key.in, gradient ? memory::format_tag::ba : memory::format_tag::ab);
+    const memory::desc a = gradient ? memory::desc({key.m, key.k}, data_type(key.in),
+                                                   memory::dims{1, key.a_stride == 0 ? key.m : key.a_stride})
+                                    : matrix(key.m, key.k, key.in, memory::format_tag::ab);
     const auto b =
         gradient ? matrix(key.k, key.n, key.in, memory::format_tag::ab) : layout(key.product, key.in, key.n, key.k);
     const auto c = matrix(key.m, key.n, key.out, memory::format_tag::ab);
@@ -89,10 +97,22 @@ struct Matmul::State {
     }
     const auto description = describe(engine, a, b, c, attributes);
     const auto scratch_description = description.scratchpad_desc();
-    const auto bytes = static_cast<std::int64_t>(scratch_description.get_size());
-    if (bytes > scratch.size_bytes()) scratch = Buffer(bytes);
-    return {dnnl::matmul(description), memory(a, engine, nullptr), memory(b, engine, nullptr),
-            memory(c, engine, nullptr), memory(scratch_description, engine, nullptr)};
+    Kept made{dnnl::matmul(description), a, b, c, scratch_description, {}};
+    made.arguments = arguments(made, nullptr, nullptr, nullptr, nullptr);
+    return made;
+  }
+
+  std::unordered_map<int, memory> arguments(const Kept& of, const void* a, const void* b, void* c, void* temporary) {
+    return {{DNNL_ARG_SRC, memory(of.a, engine, const_cast<void*>(a))},
+            {DNNL_ARG_WEIGHTS, memory(of.b, engine, const_cast<void*>(b))},
+            {DNNL_ARG_DST, memory(of.c, engine, c)},
+            {DNNL_ARG_SCRATCHPAD, memory(of.scratch, engine, temporary)}};
+  }
+
+  // Memory for `count` primitives that run at a time.
+  std::byte* scratch_for(std::int64_t bytes, std::int64_t count) {
+    if (bytes * count > scratch.size_bytes()) scratch = Buffer(bytes * count);
+    return scratch.data();
   }
 
   Kept& primitive(const MatmulKey& key) {
@@ -102,7 +122,7 @@ struct Matmul::State {
   }
 };
 
-Matmul::Matmul(InstructionSet set) {
+Matmul::Matmul(InstructionSet set, bool threads_inside) : threads_inside_(threads_inside) {
   limit_instructions(set);
   state_ = std::make_unique<State>();
 }
@@ -127,16 +147,49 @@ void Matmul::pack(Product product, Type type, std::int64_t outputs, std::int64_t
 }
 
 void Matmul::run(const MatmulKey& key, const void* a, const void* b, void* c) {
+  if (!threads_inside_) {
+    run_blocks(key, a, b, c);
+    return;
+  }
   auto& kept = state_->primitive(key);
-  kept.a.set_data_handle(const_cast<void*>(a));
-  kept.b.set_data_handle(const_cast<void*>(b));
-  kept.c.set_data_handle(c);
-  kept.scratch.set_data_handle(state_->scratch.data());
-  kept.primitive.execute(state_->stream, {{DNNL_ARG_SRC, kept.a},
-                                          {DNNL_ARG_WEIGHTS, kept.b},
-                                          {DNNL_ARG_DST, kept.c},
-                                          {DNNL_ARG_SCRATCHPAD, kept.scratch}});
+  auto& arguments = kept.arguments;
+  arguments.at(DNNL_ARG_SRC).set_data_handle(const_cast<void*>(a));
+  arguments.at(DNNL_ARG_WEIGHTS).set_data_handle(const_cast<void*>(b));
+  arguments.at(DNNL_ARG_DST).set_data_handle(c);
+  arguments.at(DNNL_ARG_SCRATCHPAD)
+      .set_data_handle(state_->scratch_for(static_cast<std::int64_t>(kept.scratch.get_size()), 1));
+  kept.primitive.execute(state_->stream, arguments);
   state_->stream.wait();
+}
+
+void Matmul::run_blocks(const MatmulKey& key, const void* a, const void* b, void* c) {
+  constexpr std::int64_t kRows = 128;
+  const bool gradient = key.product == Product::gradient;
+  const std::int64_t blocks = (key.m + kRows - 1) / kRows;
+  MatmulKey whole = key, rest = key;
+  if (gradient) whole.a_stride = rest.a_stride = key.m;
+  whole.m = std::min(kRows, key.m);
+  rest.m = key.m - (blocks - 1) * kRows;
+  state_->primitive(whole);
+  const auto& last = state_->primitive(rest);
+  const auto& first = state_->primitive(whole);  // references stay valid: the map has both
+  const auto bytes =
+      static_cast<std::int64_t>(std::max(first.scratch.get_size(), last.scratch.get_size()) + 63) / 64 * 64;
+  std::byte* scratch = state_->scratch_for(bytes, omp_get_max_threads());
+  const std::int64_t a_step = kRows * size(key.in) * (gradient ? 1 : key.k);
+  const std::int64_t c_step = kRows * size(key.out) * key.n;
+#pragma omp parallel
+  {
+    dnnl::stream stream(state_->engine);
+    std::byte* own = scratch + bytes * omp_get_thread_num();
+#pragma omp for schedule(static)
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const auto& kept = block + 1 < blocks ? first : last;
+      kept.primitive.execute(stream, state_->arguments(kept, static_cast<const std::byte*>(a) + block * a_step, b,
+                                                       static_cast<std::byte*>(c) + block * c_step, own));
+      stream.wait();
+    }
+  }
 }
 
 }  // namespace dropcycle::cpu

@@ -1,5 +1,8 @@
 // Matrix products of oneDNN with kept primitives. The only file that knows oneDNN is matmul.cpp.
 //
+// Bits do not depend on the number of threads. With AVX-512 oneDNN keeps every sum on one thread by itself; without it,
+// it would cut sums by the number of threads, so that blocks of rows, cut by sizes alone, run on one thread each.
+//
 // Creating a primitive takes about half a millisecond, so primitives are kept, keyed on all that they depend on.
 #pragma once
 
@@ -22,12 +25,13 @@ struct MatmulKey {
   Type in = Type::f32;   // of a and b
   Type out = Type::f32;  // of c
   std::int64_t m = 0, n = 0, k = 0;
+  std::int64_t a_stride = 0;  // of gradient: elements from row to row of dy; 0 is m
   bool operator==(const MatmulKey&) const = default;
 };
 
 class Matmul {
  public:
-  explicit Matmul(InstructionSet set);
+  Matmul(InstructionSet set, bool threads_inside);
   ~Matmul();
   Matmul(const Matmul&) = delete;
   Matmul& operator=(const Matmul&) = delete;
@@ -40,7 +44,9 @@ class Matmul {
   void run(const MatmulKey& key, const void* a, const void* b, void* c);
 
  private:
+  void run_blocks(const MatmulKey& key, const void* a, const void* b, void* c);
   struct State;
+  bool threads_inside_;  // oneDNN shares a product out among the threads
   std::unique_ptr<State> state_;
 };
 

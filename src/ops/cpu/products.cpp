@@ -29,8 +29,8 @@ Type type_of(const Tensor& tensor) {
   return tensor.dtype == DType::bf16 ? Type::bf16 : Type::f32;
 }
 
-Products::Products(InstructionSet set, bool native_bf16, const Kernels& kernels)
-    : matmul_(set), native_bf16_(native_bf16), kernels_(kernels) {}
+Products::Products(InstructionSet set, const Kernels& kernels)
+    : matmul_(set, has_avx512(set)), native_bf16_(multiplies_bf16()), kernels_(kernels) {}
 
 std::int64_t Products::packed_bytes() const {
   std::int64_t total = 0;

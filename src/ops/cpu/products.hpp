@@ -33,7 +33,7 @@ class Workspace {
 
 class Products {
  public:
-  Products(InstructionSet set, bool native_bf16, const Kernels& kernels);
+  Products(InstructionSet set, const Kernels& kernels);
 
   // Rows offsets[e] to offsets[e+1] of `in` times weight e: `product` is forward (in = x, out = y) or backward
   // (in = dy, out = dx). A plain linear layer is a group of one.
