@@ -48,6 +48,7 @@ learning_rate = 5e-3
 warmup_steps = 2
 [device]
 compute_dtype = "f32"
+threads = 1
 """
 
 
