@@ -25,6 +25,14 @@ std::string first_non_finite_gradient(const ParameterStore& store, Ops& ops) {
   return "";
 }
 
+// The first rank's text that isn't empty, on all ranks.
+std::string first_text(Communicator& world, const std::string& text) {
+  for (std::string& found : world.all_gather_text(text)) {
+    if (!found.empty()) return std::move(found);
+  }
+  return "";
+}
+
 }  // namespace
 
 Microbatch view(const Batch& batch, std::int64_t count, std::int64_t sequence, bool reset_at_document_end) {
@@ -160,19 +168,13 @@ void TrainingStep::fail_non_finite(std::int64_t step, const StepResult& result, 
                           describe(microbatches[m].first_sample));
     }
   }
-  if (found.empty()) {
-    const std::string parameter = first_non_finite_gradient(model_.parameters(), model_.ops());
-    if (!parameter.empty()) {
-      found = fmt::format("rank {}, gradient of {}, {}", groups_.world().rank(), parameter,
-                          describe(microbatches.front().first_sample));
-    }
+  std::string where = first_text(groups_.world(), found);
+  if (where.empty()) {  // gradients are sums over the replicas by now: only the parameter can be told
+    found = first_non_finite_gradient(model_.parameters(), model_.ops());
+    if (!found.empty()) found = fmt::format("gradient of {}, {}", found, describe(microbatches.front().first_sample));
+    where = first_text(groups_.world(), found);
   }
-  std::string where = "no single layer";
-  for (const std::string& text : groups_.world().all_gather_text(found)) {
-    if (text.empty()) continue;
-    where = text;
-    break;
-  }
+  if (where.empty()) where = "no single layer";
   fail(Status::numeric,
        "step {}: loss {} and gradient norm {} must be finite: first seen at {}; the weights were not updated: lower "
        "optimizer.learning_rate, or look at these samples, and resume from the last checkpoint",
