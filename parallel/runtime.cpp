@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <optional>
 #include <thread>
 
 #include "mpi_communicator.hpp"
@@ -19,12 +20,13 @@ namespace {
 // How long a rank that isn't the first to fail waits to be ended by the one that is.
 constexpr std::chrono::seconds kPatience{5};
 
-// By Open MPI's mpirun, by srun --mpi=pmi2 and the launchers like MPICH's, or by srun --mpi=pmix.
-bool started_by_launcher() {
-  for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK"}) {
-    if (std::getenv(variable) != nullptr) return true;
+// This process's rank if it was started by Open MPI's mpirun, by srun --mpi=pmi2 and the launchers like MPICH's, or by
+// srun --mpi=pmix.
+std::optional<int> launched_rank() {
+  for (const char* variable : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"}) {
+    if (const char* rank = std::getenv(variable)) return std::atoi(rank);
   }
-  return false;
+  return std::nullopt;
 }
 
 // Tasks that srun started without telling them of each other would each train alone, silently.
@@ -73,7 +75,7 @@ Runtime::Runtime(int* argc, char*** argv) : host_(host_name()), exceptions_at_st
   int initialized = 0;
   MPI_Initialized(&initialized);
   if (initialized == 0) {
-    if (!started_by_launcher()) {
+    if (!launched_rank()) {
       refuse_unconnected_tasks();
       return;
     }
@@ -97,9 +99,14 @@ Runtime::Runtime(int* argc, char*** argv) : host_(host_name()), exceptions_at_st
 
 Runtime::~Runtime() {
   if (!uses_mpi_) return;
-  if (std::uncaught_exceptions() > exceptions_at_start_) MPI_Abort(MPI_COMM_WORLD, static_cast<int>(Status::internal));
+  const bool unwinding = std::uncaught_exceptions() > exceptions_at_start_;
+  if (unwinding && size_ > 1) MPI_Abort(MPI_COMM_WORLD, static_cast<int>(Status::internal));
   board_.reset();
   if (owns_mpi_) MPI_Finalize();
+}
+
+void Runtime::let_rank_0_speak() {
+  if (launched_rank().value_or(0) > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
 }
 
 std::string Runtime::prefix() const {

@@ -5,6 +5,7 @@
 
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/suggest.hpp"
+#include "dropcycle/parallel/runtime.hpp"
 #include "verbs.hpp"
 
 namespace dropcycle {
@@ -35,6 +36,7 @@ Exit status:
   75  stopped on request after a checkpoint: run the same command again to go on)";
 
 int fail_with(Status status, std::string message) {
+  Runtime::let_rank_0_speak();
   std::ranges::replace(message, '\n', ' ');
   std::fprintf(stderr, "dropcycle: error: %s\n", message.c_str());
   return static_cast<int>(status);

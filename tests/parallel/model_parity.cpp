@@ -26,6 +26,7 @@ struct Case {
   ModelConfig config;
   MicrobatchTraining training;
   bool one_expert_takes_all = false;
+  bool uneven = false;  // some microbatches have a single token
 };
 
 struct Sums {
@@ -55,7 +56,8 @@ Sums run(Model& model, const Case& c, int first, int stride, const Model::Gradie
   Sums sums;
   sums.counts.resize(static_cast<std::size_t>(c.config.layers * c.config.experts));
   for (int i = first; i < kMicrobatches; i += stride) {
-    TinyBatch data(c.config, 1, kSequence, i % 2 == 1, static_cast<std::uint64_t>(100 + i));
+    const std::int64_t sequence = c.uneven && i % 4 == 1 ? 1 : kSequence;
+    TinyBatch data(c.config, 1, sequence, i % 2 == 1, static_cast<std::uint64_t>(100 + i));
     data.batch.first_token = static_cast<std::uint64_t>(i * kSequence);
     const bool last = i + stride >= kMicrobatches;
     const MicrobatchLosses losses = model.forward_backward(data.batch, c.training, last ? ready : nullptr);
@@ -177,6 +179,13 @@ TEST_CASE("recompute runs the exchanges again") {
 
 TEST_CASE("ranks whose experts get no token") {
   check_all_divisions({"one expert takes all", tiny_moe(12, 1), training_with(BalanceScope::all_layers), true});
+}
+
+TEST_CASE("ranks with unequal numbers of tokens") {
+  check_all_divisions({.name = "uneven",
+                       .config = tiny_moe(12, 2),
+                       .training = training_with(BalanceScope::all_layers, 0.2, 0.1),
+                       .uneven = true});
 }
 
 TEST_CASE("experts that can't be shared evenly are refused with both numbers") {

@@ -42,6 +42,7 @@ int run(const Runtime& runtime, const std::string& mode) {
 int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
   try {
+    if (mode == "early") fail(Status::usage, "a wrong option");
     Runtime runtime(&argc, &argv);
     if (mode == "uncaught") fail(Status::usage, "nobody catches this inside the runtime");
     try {
@@ -52,6 +53,7 @@ int main(int argc, char** argv) {
       runtime.abort(Status::internal, error.what());
     }
   } catch (const Error& error) {
+    Runtime::let_rank_0_speak();
     std::fprintf(stderr, "dropcycle: error: %s\n", error.what());
     return static_cast<int>(error.status());
   }

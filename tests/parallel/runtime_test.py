@@ -34,7 +34,8 @@ UNCONNECTED = start("ok", environment={"SLURM_STEP_NUM_TASKS": "4"})
 SUCCESS = {ranks: start("ok", ranks) for ranks in (1, 3)}
 FAILURES = {mode: start(mode, 3) for mode in ("all", "one", "bug", "unfinished", "out_of_step", "killed")}
 LAYOUT = start("layout", 4)
-UNCAUGHT = start("uncaught", 2)
+UNCAUGHT = {ranks: start("uncaught", ranks) for ranks in (1, 2)}
+EARLY = start("early", 3)
 REQUEUE = start("requeue", 2)
 CHECKED = {mode: start(mode, 2, CHECKER) for mode in ("equal", "operation", "type", "count", "rows")}
 
@@ -80,7 +81,11 @@ class RuntimeTest(unittest.TestCase):
         self.failure(LAYOUT, 2, "parallel.expert = 3 does not divide", "the nearest is 2 or 4")
 
     def test_an_exception_that_nobody_catches(self):
-        self.assertEqual(UNCAUGHT.result().code, 1, UNCAUGHT.result().everything)
+        self.assertEqual(UNCAUGHT[2].result().code, 1, UNCAUGHT[2].result().everything)
+        self.failure(UNCAUGHT[1], 2, "nobody catches this")  # a rank alone passes it on to its main
+
+    def test_an_error_before_mpi_starts(self):
+        self.failure(EARLY, 2, "a wrong option")
 
     def test_a_killed_rank_ends_the_others(self):
         outcome = FAILURES["killed"].result()
@@ -98,7 +103,7 @@ class RuntimeTest(unittest.TestCase):
         self.assertIn("srun started 4 tasks", outcome.lines[0])
 
     def test_no_process_is_left(self):
-        concurrent.futures.wait([*FAILURES.values(), LAYOUT, UNCAUGHT, REQUEUE])
+        concurrent.futures.wait([*FAILURES.values(), *UNCAUGHT.values(), LAYOUT, EARLY, REQUEUE])
         self.assertEqual([line for line in processes() if line.startswith(PROBE)], [])
 
 

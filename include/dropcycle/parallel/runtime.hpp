@@ -19,7 +19,7 @@ class Runtime {
  public:
   // Throws Error{usage} if the launcher started several tasks that MPI cannot see as one job.
   Runtime(int* argc, char*** argv);
-  // Ends MPI. While an exception unwinds, ends all ranks instead.
+  // Ends MPI. While an exception unwinds with other ranks alive, ends all ranks instead.
   ~Runtime();
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
@@ -36,6 +36,9 @@ class Runtime {
   // Ends all ranks with `status` (which isn't ok) after one line on standard error:
   // "dropcycle: error: rank 1 of 4 on node7: <message>". Where several ranks fail alike, one rank of a node speaks.
   [[noreturn]] void abort(Status status, std::string_view message) const;
+  // For errors before MPI starts (a wrong option, which all ranks see alike): ranks other than 0 wait here until the
+  // launcher ends them because rank 0 failed, so that one rank speaks.
+  static void let_rank_0_speak();
 
  private:
   struct FailureBoard;  // shared by the ranks of a node
