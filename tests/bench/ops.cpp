@@ -42,10 +42,10 @@ BENCHMARK(linear)
     ->ArgsProduct({{1024}, {256}, {16384}, {0, 1, 2}});
 
 void grouped(benchmark::State& state) {
-  const std::int64_t experts = 8, rows = 8192, in = 256, out = 2048;
-  std::vector<std::int64_t> offsets{0};
-  for (std::int64_t e = 0; e < experts; ++e)
-    offsets.push_back(rows * (e + 1) / experts + (e + 1 < experts ? e * 13 % 50 : 0));
+  const std::int64_t experts = 8, rows = 8192, in = state.range(2), out = state.range(3);
+  const std::vector<std::int64_t> even{0, 1024, 2048, 3072, 4096, 5120, 6144, 7168, 8192};
+  const std::vector<std::int64_t> uneven{0, 1001, 2055, 3040, 4113, 5097, 6166, 7191, 8192};
+  const auto& offsets = state.range(1) == 0 ? even : uneven;
   const auto x = normal(DType::bf16, {rows, in}), w = normal(DType::bf16, {experts, out, in}),
              y = normal(DType::bf16, {rows, out});
   const OwnedTensor dw(DType::f32, {experts, out, in});
@@ -56,7 +56,7 @@ void grouped(benchmark::State& state) {
   }
   flops(state, 2.0 * static_cast<double>(rows * in * out));
 }
-BENCHMARK(grouped)->DenseRange(0, 2);
+BENCHMARK(grouped)->ArgsProduct({{0, 1, 2}, {0, 1}, {256}, {2048}})->ArgsProduct({{0, 1, 2}, {0, 1}, {1024}, {256}});
 
 void attention(benchmark::State& state) {
   const bool backward = state.range(0) == 1;

@@ -11,13 +11,13 @@ namespace {
 
 std::int64_t bytes_of(Type type) { return type == Type::bf16 ? 2 : 4; }
 
-// Row counts of experts differ from step to step. So that few primitives serve them all, rows are cut into pieces of
-// 32, 64, ..., 256, 320, ... (four sizes an octave), largest first, and what is left of 32 is padded.
+// Row counts of experts differ from step to step. So that a bounded number of primitives serves them all, rows are cut
+// into pieces of 32, 64, ..., 1024, 1088, ... (sixteen sizes an octave), largest first, and what is left of 32 is padded.
 constexpr std::int64_t kSmallestPiece = 32;
 
 std::int64_t largest_piece(std::int64_t rows) {
   const auto octave = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(rows)));
-  const std::int64_t grain = std::max(kSmallestPiece, octave / 4);
+  const std::int64_t grain = std::max(kSmallestPiece, octave / 16);
   return rows / grain * grain;
 }
 
