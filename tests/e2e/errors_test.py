@@ -39,6 +39,10 @@ class ErrorsTest(unittest.TestCase):
         cls.space.train("dense.toml", "dense", "train.steps=2", "train.eval_batches=1")
         cls.shard = "shards/train-00000.h5"
 
+    @classmethod
+    def tearDownClass(cls):
+        cls.space.temporary.cleanup()
+
     def path(self, *parts):
         return self.space.path.joinpath(*parts)
 

@@ -24,6 +24,10 @@ class ParityTest(unittest.TestCase):
     def setUpClass(cls):
         cls.space = Workspace(BINARY)
 
+    @classmethod
+    def tearDownClass(cls):
+        cls.space.temporary.cleanup()
+
     def train(self, name, config, ranks, experts_over, *settings, **options):
         self.space.train(config, name, f"parallel.expert={experts_over}", *settings, ranks=ranks, **options)
         return self.space.metrics(name)
