@@ -95,7 +95,7 @@ TEST_CASE("compare prints the table of runs, and names what isn't one") {
              to_json(StepMetrics{.step = 1, .tokens = 2048, .loss = 9, .tokens_per_second = 321}) + "\n");
   const Result result = dropcycle_command("compare --no-figure " + at("run_a"));
   CHECK(result.status == 0);
-  CHECK(result.output.find("run_a  drop r=0.5  13.9M of 28.1M    2048        -        -") != std::string::npos);
+  CHECK(result.output.find("run_a  drop r=0.5  9.7M of 23.9M    2048        -        -") != std::string::npos);
   CHECK(result.output.find("321\n") != std::string::npos);
   std::filesystem::create_directories(at("empty"));
   check_error(
