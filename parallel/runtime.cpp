@@ -47,14 +47,20 @@ std::string host_name() {
 
 }  // namespace
 
-// One flag in memory that the ranks of a node share: the first to raise it reports the failure.
+// One flag in memory that the ranks of a node share: the first to raise it reports the failure. Where MPI was built or
+// told to run without shared windows, every failing rank reports.
 struct Runtime::FailureBoard {
   explicit FailureBoard(CommHandle node_comm) : node(std::move(node_comm)) {
     void* memory = nullptr;
     int rank = 0, unit = 0;
     MPI_Aint size = 0;
     MPI_Comm_rank(node.get(), &rank);
-    MPI_Win_allocate_shared(rank == 0 ? sizeof(int) : 0, sizeof(int), MPI_INFO_NULL, node.get(), &memory, &window);
+    MPI_Comm_set_errhandler(node.get(), MPI_ERRORS_RETURN);
+    if (MPI_Win_allocate_shared(rank == 0 ? sizeof(int) : 0, sizeof(int), MPI_INFO_NULL, node.get(), &memory,
+                                &window) != MPI_SUCCESS) {
+      window = MPI_WIN_NULL;
+      return;
+    }
     MPI_Win_shared_query(window, 0, &size, &unit, &memory);
     failed = static_cast<int*>(memory);
     if (rank == 0) std::atomic_ref<int>(*failed).store(0);
@@ -63,8 +69,9 @@ struct Runtime::FailureBoard {
   FailureBoard(const FailureBoard&) = delete;
   FailureBoard& operator=(const FailureBoard&) = delete;
   ~FailureBoard() {
-    if (std::uncaught_exceptions() == 0) MPI_Win_free(&window);
+    if (window != MPI_WIN_NULL && std::uncaught_exceptions() == 0) MPI_Win_free(&window);
   }
+  bool raise() { return failed == nullptr || std::atomic_ref<int>(*failed).exchange(1) == 0; }
 
   CommHandle node;
   MPI_Win window = MPI_WIN_NULL;
@@ -119,7 +126,7 @@ Groups Runtime::groups(const Layout& layout) const {
 }
 
 void Runtime::abort(Status status, std::string_view message) const {
-  const bool first = board_ == nullptr || std::atomic_ref<int>(*board_->failed).exchange(1) == 0;
+  const bool first = board_ == nullptr || board_->raise();
   if (first) {
     std::string line = fmt::format("dropcycle: error: {}{}", prefix(), message);
     std::ranges::replace(line, '\n', ' ');

@@ -36,6 +36,7 @@ FAILURES = {mode: start(mode, 3) for mode in ("all", "one", "bug", "unfinished",
 LAYOUT = start("layout", 4)
 UNCAUGHT = {ranks: start("uncaught", ranks) for ranks in (1, 2)}
 EARLY = start("early", 3)
+NO_WINDOWS = start("all", 2, environment={"OMPI_MCA_osc": "^sm,rdma,ucx,pt2pt"})
 REQUEUE = start("requeue", 2)
 CHECKED = {mode: start(mode, 2, CHECKER) for mode in ("equal", "operation", "type", "count", "rows")}
 
@@ -64,6 +65,11 @@ class RuntimeTest(unittest.TestCase):
 
     def test_all_ranks_fail_alike_and_one_speaks(self):
         self.failure(FAILURES["all"], 3, "of 3 on ", "shard x.h5 is missing")
+
+    def test_without_shared_windows_the_failure_is_told_all_the_same(self):
+        outcome = NO_WINDOWS.result()
+        self.assertEqual(outcome.code, 3, outcome.everything)
+        self.assertTrue(outcome.lines, outcome.everything)
 
     def test_one_rank_fails(self):
         self.failure(FAILURES["one"], 5, "rank 2 of 3 on ", "the loss is NaN in layer 3")
