@@ -39,6 +39,7 @@ void linear(benchmark::State& state) {
 }
 BENCHMARK(linear)
     ->ArgsProduct({{4096}, {256, 1024}, {256, 2048}, {0, 1, 2}})
+    ->ArgsProduct({{4096}, {512}, {4096}, {0, 1, 2}})
     ->ArgsProduct({{1024}, {256}, {16384}, {0, 1, 2}});
 
 void grouped(benchmark::State& state) {
