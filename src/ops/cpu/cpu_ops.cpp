@@ -92,15 +92,6 @@ void CpuOps::fill_zero(const Tensor& x) {
 }
 
 void CpuOps::convert(const Tensor& x, const Tensor& out) {
-  // float64 stands in small arrays of the host only.
-  if (x.dtype == DType::f64 && out.dtype == DType::f32) {
-    std::copy_n(x.as<double>(), x.elements(), out.as<float>());
-    return;
-  }
-  if (x.dtype == DType::f32 && out.dtype == DType::f64) {
-    std::copy_n(x.as<float>(), x.elements(), out.as<double>());
-    return;
-  }
   kernels_.convert(type_of(x), x.data, type_of(out), out.data, x.elements());
 }
 
