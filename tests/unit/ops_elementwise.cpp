@@ -1,5 +1,6 @@
 // Everything of the cpu backend but products and attention.
 #include <array>
+#include <cstdlib>
 
 #include "ops_support.hpp"
 
@@ -44,6 +45,21 @@ TEST_CASE("conversion to bf16 rounds to nearest even and keeps NaN and infinity"
   const auto n = static_cast<std::int64_t>(values.size());
   cpu_ops().convert(Tensor(values.data(), {n}), Tensor(out.data(), {n}));
   for (std::size_t i = 0; i < values.size(); ++i) CHECK(out[i].bits == BF16(values[i]).bits);
+}
+
+TEST_CASE("indices out of range and unknown instruction sets are refused") {
+  std::vector<float> w(6), y(2);
+  for (const std::int32_t token : {-1, 3}) {
+    std::vector<std::int32_t> tokens{token};
+    CHECK_THROWS_AS(cpu_ops().embedding(Tensor(tokens.data(), {1}), Tensor(w.data(), {3, 2}), Tensor(y.data(), {1, 2})),
+                    Error);
+  }
+  const char* set = std::getenv("DROPCYCLE_ISA");
+  const std::string before = set == nullptr ? "native" : set;
+  setenv("DROPCYCLE_ISA", "sse9", 1);
+  CHECK_THROWS_WITH_AS(make_cpu_ops({}), "DROPCYCLE_ISA=sse9: unknown: expected baseline, avx2, avx512 or native",
+                       Error);
+  setenv("DROPCYCLE_ISA", before.c_str(), 1);
 }
 
 TEST_CASE("jitter is its own formula on the stream's draws") {

@@ -36,12 +36,12 @@ std::int64_t rows_of(const Tensor& x) { return width_of(x) == 0 ? 0 : x.elements
 float* floats(const Tensor& x) { return x ? x.as<float>() : nullptr; }
 std::int32_t* integers(const Tensor& x) { return x ? x.as<std::int32_t>() : nullptr; }
 
-void check_indices(const Tensor& index, std::int64_t limit, const char* what) {
+void check_indices(const Tensor& index, std::int64_t lowest, std::int64_t end, const char* what) {
   const auto* values = index.as<std::int32_t>();
   const std::int64_t n = index.elements();
   bool good = true;
-  for (std::int64_t i = 0; i < n; ++i) good = good && values[i] < limit;
-  require(good, "{}: an index is not below {}", what, limit);
+  for (std::int64_t i = 0; i < n; ++i) good = good && values[i] >= lowest && values[i] < end;
+  require(good, "{}: an index lies outside [{}, {})", what, lowest, end);
 }
 
 }  // namespace
@@ -121,7 +121,7 @@ void CpuOps::jitter(const Tensor& x, const RandomStream& stream, std::uint64_t f
 void CpuOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) { gather_rows(w, tokens, y); }
 
 void CpuOps::embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) {
-  check_indices(tokens, dw.shape[0], "embedding_backward");
+  check_indices(tokens, 0, dw.shape[0], "embedding_backward");
   kernels_.embedding_backward(type_of(dy), dy.data, tokens.as<std::int32_t>(), dw.as<float>(), rows_of(dy),
                               width_of(dy));
 }
@@ -283,7 +283,7 @@ void CpuOps::sum_rows(const Tensor& x, const Tensor& out) {
 }
 
 void CpuOps::gather_rows(const Tensor& x, const Tensor& index, const Tensor& out) {
-  check_indices(index, x.shape[0], "gather_rows");
+  check_indices(index, 0, x.shape[0], "gather_rows");
   const auto* rows = index.as<std::int32_t>();
   const std::int64_t count = index.elements();
   const std::int64_t row_bytes = width_of(x) * size_bytes(x.dtype);
@@ -308,7 +308,7 @@ void CpuOps::combine_backward(const Tensor& dy, const Tensor& z, const Tensor& s
 
 void CpuOps::cross_entropy(const Tensor& logits, const Tensor& targets, double scale, const Tensor& losses,
                            const Tensor& dlogits) {
-  check_indices(targets, width_of(logits), "cross_entropy");
+  check_indices(targets, INT32_MIN, width_of(logits), "cross_entropy");
   kernels_.cross_entropy(logits.as<float>(), targets.as<std::int32_t>(), static_cast<float>(scale), losses.as<float>(),
                          dlogits ? type_of(dlogits) : Type::f32, dlogits.data, rows_of(logits), width_of(logits));
 }

@@ -12,7 +12,8 @@ namespace {
 std::int64_t bytes_of(Type type) { return type == Type::bf16 ? 2 : 4; }
 
 // Row counts of experts differ from step to step. So that a bounded number of primitives serves them all, rows are cut
-// into pieces of 32, 64, ..., 1024, 1088, ... (sixteen sizes an octave), largest first, and what is left of 32 is padded.
+// into pieces of 32, 64, ..., 1024, 1088, ... (sixteen sizes an octave), largest first, and what is left of 32 is
+// padded.
 constexpr std::int64_t kSmallestPiece = 32;
 
 std::int64_t largest_piece(std::int64_t rows) {
@@ -31,12 +32,6 @@ Type type_of(const Tensor& tensor) {
 
 Products::Products(InstructionSet set, const Kernels& kernels)
     : matmul_(set, has_avx512(set)), native_bf16_(multiplies_bf16()), kernels_(kernels) {}
-
-std::int64_t Products::packed_bytes() const {
-  std::int64_t total = 0;
-  for (const auto& [key, packed] : packed_) total += packed.memory.size_bytes();
-  return total;
-}
 
 // The tensor's memory in a type that products take: itself, or a copy in f32.
 const void* Products::product_operand(const Tensor& tensor, Workspace& workspace) {

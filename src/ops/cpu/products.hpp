@@ -1,5 +1,8 @@
 // Linear layers on Matmul: packed copies of weights, products grouped by expert, and fp32 where bf16 has no
 // instructions.
+//
+// Memory: every weight has up to two packed copies of its own size (one for forward, one for backward), written anew
+// when its version changes and kept until the backend ends; fp32 ones where bf16 has no instructions.
 #pragma once
 
 #include <map>
@@ -41,8 +44,6 @@ class Products {
                 const Tensor& out);
   // dw[e] += dy[rows of e]ᵀ x[rows of e].
   void gradient(const Tensor& dy, const Tensor& x, std::span<const std::int64_t> offsets, const Tensor& dw);
-  // Memory in packed copies: at most two of every weight (one for forward, one for backward).
-  std::int64_t packed_bytes() const;
 
  private:
   struct Packed {
