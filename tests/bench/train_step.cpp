@@ -1,4 +1,5 @@
-// Whole training steps (forward, backward, clipping, AdamW) on random tokens: tokens/s and GFLOP/s of the products.
+// Whole training steps (forward, backward, clipping, AdamW) on random tokens: tokens/s and GFLOP/s of the products,
+// by the median step after three for warming up.
 //   bench_train_step tiny|small|large dense|moe [bf16|f32] [steps] [threads]
 // The shapes are those that are compared with other trainers; with DROPCYCLE_PROFILE=1 each operation is timed.
 #include <fmt/core.h>
@@ -8,6 +9,7 @@
 #include <cstdlib>
 #include <ctime>
 #include <string>
+#include <vector>
 
 #include "../layers/tiny_model.hpp"
 #include "dropcycle/model/cost.hpp"
@@ -39,6 +41,11 @@ Shapes shapes_of(const std::string& size, bool moe) {
 
 double processor_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
+double median(std::vector<double> values) {
+  std::ranges::nth_element(values, values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2));
+  return values[values.size() / 2];
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -57,8 +64,10 @@ int main(int count, char** arguments) {
   test::TinyBatch data(config, batch_size, sequence);
   const MicrobatchTraining training{.token_scale = 1.0 / static_cast<double>(batch_size * sequence),
                                     .router = {.balance = 0.02}};
-  double best = 1e30, best_processor = 1e30, loss = 0;
-  for (int step = 1; step <= steps; ++step) {
+  constexpr int kWarmUp = 3;
+  std::vector<double> walls, processors;
+  double loss = 0;
+  for (int step = 1; step <= kWarmUp + steps; ++step) {
     const auto start = std::chrono::steady_clock::now();
     const double processor_start = processor_seconds();
     for (const auto group : {GradientGroup::dense, GradientGroup::expert}) {
@@ -67,13 +76,16 @@ int main(int count, char** arguments) {
     }
     const auto losses = model.forward_backward(data.batch, training);
     optimizer.update(step, 1e-4, optimizer.clip_factor(optimizer.gradient_norm()));
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-    best_processor = std::min(best_processor, processor_seconds() - processor_start);
+    if (step > kWarmUp) {
+      walls.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      processors.push_back(processor_seconds() - processor_start);
+    }
     loss = losses.language / static_cast<double>(losses.tokens);
   }
   const auto tokens = static_cast<double>(batch_size * sequence);
+  const double wall = median(walls);
   const double gflop = 1e-9 * training_flops_per_token(config, sequence) * tokens;
   fmt::print("{} {}: {:.0f} tokens/s, {:.0f} GFLOP/s, {:.1f} ms a step ({:.1f} ms of processor), loss {:.4f}\n",
-             argument(1, "tiny"), argument(2, "dense"), tokens / best, gflop / best, 1e3 * best, 1e3 * best_processor,
-             loss);
+             argument(1, "tiny"), argument(2, "dense"), tokens / wall, gflop / wall, 1e3 * wall,
+             1e3 * median(processors), loss);
 }
