@@ -12,7 +12,7 @@
 namespace dropcycle {
 namespace {
 
-struct Options {
+struct EvalOptions {
   std::string checkpoint;
   std::vector<std::string> sources, overrides;
 };
@@ -26,7 +26,7 @@ SourceConfig parse_source(const std::string& text) {
   return {.name = text.substr(0, equals), .shards = {text.substr(equals + 1)}};
 }
 
-Status evaluate(const Options& options, const Runtime& runtime) {
+Status evaluate(const EvalOptions& options, const Runtime& runtime) {
   Config config = config_of(options.checkpoint, options.overrides);
   if (!options.sources.empty()) config.data.valid.clear();
   for (const std::string& source : options.sources) config.data.valid.push_back(parse_source(source));
@@ -57,7 +57,7 @@ Status evaluate(const Options& options, const Runtime& runtime) {
 }  // namespace
 
 void add_eval(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<EvalOptions>();
   CLI::App* verb = app.add_subcommand("eval", "Held-out loss and perplexity of a dense or MoE checkpoint");
   verb->add_option("CHECKPOINT", options->checkpoint, "A checkpoint, or a run folder (its newest one)")->required();
   verb->add_option("--valid", options->sources, "Held-out text; repeatable (default: the run's data.valid)")

@@ -13,13 +13,13 @@
 namespace dropcycle {
 namespace {
 
-struct Options {
+struct SpeakOptions {
   std::string checkpoint, tokenizer, prompt;
   GenerateOptions generate;
   std::vector<std::string> overrides;
 };
 
-Status speak(Options options, const Runtime& runtime) {
+Status speak(SpeakOptions options, const Runtime& runtime) {
   Config config = config_of(options.checkpoint, options.overrides);
   resolve(config);
   if (!options.tokenizer.empty()) config.data.tokenizer = options.tokenizer;
@@ -46,7 +46,7 @@ Status speak(Options options, const Runtime& runtime) {
 }  // namespace
 
 void add_generate(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<SpeakOptions>();
   CLI::App* verb = app.add_subcommand("generate", "Go on with a prompt, greedily or sampled");
   verb->add_option("CHECKPOINT", options->checkpoint, "A checkpoint, or a run folder (its newest one)")->required();
   verb->add_option("--prompt", options->prompt, "Text to go on with");

@@ -16,13 +16,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Options {
+struct InspectOptions {
   fs::path path, tokenizer;
   std::uint64_t documents = 3;
   bool tensors = false;
 };
 
-void inspect_shard(const Options& options) {
+void inspect_shard(const InspectOptions& options) {
   std::unique_ptr<Tokenizer> tokenizer;
   if (!options.tokenizer.empty()) tokenizer = std::make_unique<Tokenizer>(options.tokenizer);
   std::fputs(describe_shard(options.path, tokenizer.get(), options.documents).c_str(), stdout);
@@ -62,7 +62,7 @@ void print_tensors(const Checkpoint& checkpoint) {
   }
 }
 
-void inspect_checkpoint(const Options& options) {
+void inspect_checkpoint(const InspectOptions& options) {
   const Checkpoint checkpoint = Checkpoint::open(find_checkpoint(options.path));
   const CheckpointInfo& info = checkpoint.info();
   const ModelConfig model = parse_model(info.model);
@@ -87,7 +87,7 @@ void inspect_checkpoint(const Options& options) {
 }  // namespace
 
 void add_inspect(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<InspectOptions>();
   CLI::App* verb = app.add_subcommand("inspect", "Show what a token shard or a checkpoint holds");
   verb->add_option("PATH", options->path, "A token shard, a checkpoint, or a run folder (its newest checkpoint)")
       ->required();

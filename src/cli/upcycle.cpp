@@ -21,7 +21,7 @@
 namespace dropcycle {
 namespace {
 
-struct Options {
+struct UpcycleVerbOptions {
   std::string dense, output, dtype = "f32";
   InitConfig init{.method = "drop"};
   std::int64_t experts = 8, experts_per_token = 2;
@@ -29,7 +29,7 @@ struct Options {
   std::int64_t tokens = 65536;
 };
 
-Receipt plan(const Options& options, const Checkpoint& dense) {
+Receipt plan(const UpcycleVerbOptions& options, const Checkpoint& dense) {
   Receipt receipt;
   receipt.dense = parse_model(dense.info().model);
   receipt.moe = receipt.dense;
@@ -91,7 +91,7 @@ std::vector<double> load_entropy(const RoutingStatistics& routing) {
 // Held-out text, opened before the conversion so that what can't be measured is known at once.
 class LossMeter {
  public:
-  LossMeter(const Options& options, const Checkpoint& dense, const Runtime& runtime)
+  LossMeter(const UpcycleVerbOptions& options, const Checkpoint& dense, const Runtime& runtime)
       : config_(evaluation_config(options, dense)),
         machine_(make_machine(config_, runtime)),
         validation_(config_, machine_.groups, dense.info().tokenizer_digest) {}
@@ -108,7 +108,7 @@ class LossMeter {
   }
 
  private:
-  static Config evaluation_config(const Options& options, const Checkpoint& dense) {
+  static Config evaluation_config(const UpcycleVerbOptions& options, const Checkpoint& dense) {
     Config config = config_of(dense.folder(), {});
     config.init = {};
     config.parallel = {};
@@ -129,7 +129,7 @@ class LossMeter {
   Validation validation_;
 };
 
-Status upcycle(const Options& options, const Runtime& runtime) {
+Status upcycle(const UpcycleVerbOptions& options, const Runtime& runtime) {
   if (runtime.size() > 1) fail(Status::usage, "upcycle runs as one process, not as {} ranks", runtime.size());
   const Progress::Clock::time_point start = Progress::Clock::now();
   Checkpoint dense = Checkpoint::open(find_checkpoint(options.dense));
@@ -151,7 +151,7 @@ Status upcycle(const Options& options, const Runtime& runtime) {
 }  // namespace
 
 void add_upcycle(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<UpcycleVerbOptions>();
   CLI::App* verb = app.add_subcommand("upcycle", "Turn a dense checkpoint into a mixture of experts");
   InitConfig& init = options->init;
   verb->add_option("DENSE", options->dense, "A dense checkpoint, or a run folder (its newest one)")->required();

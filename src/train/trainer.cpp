@@ -166,7 +166,8 @@ void Run::save(std::int64_t step) {
 }
 
 StepMetrics Run::metrics(std::int64_t step, const StepResult& result, double seconds) {
-  seconds_per_step_ = seconds_per_step_ == 0 ? seconds : 0.9 * seconds_per_step_ + 0.1 * seconds;
+  const bool warm = step > position_.step + 2;  // the first steps create kernels and touch memory
+  seconds_per_step_ = warm ? 0.9 * seconds_per_step_ + 0.1 * seconds : seconds;
   const bool moe = config_.model.is_moe();
   const std::int64_t step_tokens = config_.train.global_batch * config_.data.sequence_length;
   const double rate = static_cast<double>(step_tokens) / seconds;

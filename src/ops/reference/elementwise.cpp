@@ -9,11 +9,10 @@ namespace {
 
 using reference::read;
 using reference::read_indices;
+using reference::size;
 using reference::write;
 
 double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-
-std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
 }  // namespace
 

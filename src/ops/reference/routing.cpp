@@ -10,9 +10,8 @@ namespace {
 
 using reference::read;
 using reference::read_indices;
+using reference::size;
 using reference::write;
-
-std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
 }  // namespace
 
