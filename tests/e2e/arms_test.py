@@ -13,10 +13,34 @@ BINARY = sys.argv.pop(1)
 
 
 class ArmsTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.space = Workspace(BINARY)
+        cls.space.train("dense.toml", "dense", "train.steps=120", "train.global_batch=8", "train.micro_batch=8",
+                        "train.eval_batches=0")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.space.temporary.cleanup()
+
+    def test_the_command_and_a_run_build_the_same_model(self):
+        space = self.space
+        space.must("upcycle", "dense", "--output", "upcycled", "--ratio", "0.5", "--experts", "3")
+        in_place = ["init.method=drop", "init.from=dense", "init.ratio=0.5"]
+        space.train("moe.toml", "in_place", *in_place)
+        space.train("moe.toml", "loaded", "init.method=checkpoint", "init.from=upcycled")
+        space.train("moe.toml", "three_ranks", *in_place, "parallel.expert=3", ranks=3)
+
+        def losses(run):
+            return [(line["loss"], line["gradient_norm"]) for line in space.metrics(run)]
+
+        self.assertEqual(losses("loaded"), losses("in_place"))  # bit for bit
+        for one, three in zip(losses("in_place"), losses("three_ranks"), strict=True):
+            for expected, found in zip(one, three):
+                self.assertTrue(abs(found - expected) <= 1e-6 * expected, (expected, found))
+
     def test_order_of_the_starts(self):
-        space = Workspace(BINARY)
-        space.train("dense.toml", "dense", "train.steps=120", "train.global_batch=8", "train.micro_batch=8",
-                    "train.eval_batches=0")
+        space = self.space
 
         def held_out(run, step):
             lines = map(json.loads, (space.path / run / "eval.jsonl").read_text().splitlines())
