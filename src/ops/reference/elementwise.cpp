@@ -35,17 +35,7 @@ void ReferenceOps::jitter(const Tensor& x, const RandomStream& stream, std::uint
   write(values, y);
 }
 
-void ReferenceOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) {
-  const auto ids = read_indices(tokens);
-  const auto wv = read(w);
-  const std::size_t hidden = size(w.shape[1]);
-  std::vector<double> yv;
-  for (const std::int32_t id : ids) {
-    const auto row = wv.begin() + static_cast<std::ptrdiff_t>(size(id) * hidden);
-    yv.insert(yv.end(), row, row + static_cast<std::ptrdiff_t>(hidden));
-  }
-  write(yv, y);
-}
+void ReferenceOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) { gather_rows(w, tokens, y); }
 
 void ReferenceOps::embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) {
   const auto ids = read_indices(tokens);

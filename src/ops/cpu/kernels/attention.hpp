@@ -59,15 +59,8 @@ inline Vector exp_vector(Vector x) {
   const Vector shifted = clamped * 1.44269504F + 12582912.0F;
   const Vector n = shifted - 12582912.0F;
   const Vector r = (clamped - n * 0.693359375F) + n * 2.12194440e-4F;
-  Vector p = r * (1.0F / 5040) + 1.0F / 720;
-  p = p * r + 1.0F / 120;
-  p = p * r + 1.0F / 24;
-  p = p * r + 1.0F / 6;
-  p = p * r + 0.5F;
-  p = p * r + 1.0F;
-  p = p * r + 1.0F;
   const IntVector exponent = (reinterpret_cast<IntVector>(shifted) - 0x4b400000 + 127) << 23;
-  return x < -87.3F ? Vector{} : p * reinterpret_cast<Vector>(exponent);
+  return x < -87.3F ? Vector{} : exp_polynomial(r) * reinterpret_cast<Vector>(exponent);
 }
 
 // Transposes kLanes x kLanes 32-bit elements: blocks of kStep x kStep change places, from half the size down to one.

@@ -41,22 +41,28 @@ inline void with_type(Type type, F&& f) {
   }
 }
 
-// e^x: x = n ln 2 + r, |r| <= ln(2)/2, Taylor polynomial of degree 7 in r. Relative error < 2e-7 for -87.3 <= x <= 88;
-// 0 below, e^88 (1.7e38) above, NaN for NaN.
-inline float exp_fast(float x) {
-  const float clamped = x < -87.3F ? -87.3F : (x > 88.0F ? 88.0F : x);
-  const float shifted = clamped * 1.44269504F + 12582912.0F;  // 1.5 * 2^23: the low bits now hold n
-  const float n = shifted - 12582912.0F;
-  const float r = (clamped - n * 0.693359375F) + n * 2.12194440e-4F;
-  float p = r * (1.0F / 5040) + 1.0F / 720;
+// e^r for |r| <= ln(2)/2, on one value or on a vector of them: Taylor polynomial of degree 7.
+template <class T>
+inline T exp_polynomial(T r) {
+  T p = r * (1.0F / 5040) + 1.0F / 720;
   p = p * r + 1.0F / 120;
   p = p * r + 1.0F / 24;
   p = p * r + 1.0F / 6;
   p = p * r + 0.5F;
   p = p * r + 1.0F;
   p = p * r + 1.0F;
+  return p;
+}
+
+// e^x: x = n ln 2 + r, |r| <= ln(2)/2, e^r by exp_polynomial. Relative error < 2e-7 for -87.3 <= x <= 88;
+// 0 below, e^88 (1.7e38) above, NaN for NaN.
+inline float exp_fast(float x) {
+  const float clamped = x < -87.3F ? -87.3F : (x > 88.0F ? 88.0F : x);
+  const float shifted = clamped * 1.44269504F + 12582912.0F;  // 1.5 * 2^23: the low bits now hold n
+  const float n = shifted - 12582912.0F;
+  const float r = (clamped - n * 0.693359375F) + n * 2.12194440e-4F;
   const float power = as_float((as_bits(shifted) - 0x4b400000U + 127U) << 23);
-  return x < -87.3F ? 0.0F : p * power;
+  return x < -87.3F ? 0.0F : exp_polynomial(r) * power;
 }
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
