@@ -5,8 +5,8 @@ tools=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../tools" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/repository/tools" "$work/debian" "$work/other"
-cp "$tools"/{setup,packages.txt,onednn.txt} "$work/repository/tools"
-for program in awk bash basename cat comm dirname env id mktemp mkdir python3 rm sed sort touch tr uname wc; do
+cp "$tools"/{setup,packages.txt,onednn.txt,python.txt} "$work/repository/tools"
+for program in awk bash basename cat cmp comm dirname env id mktemp mkdir python3 rm sed sort touch tr uname wc; do
   ln -s "$(command -v "$program")" "$work/other/$program"
 done
 # A dpkg that knows the packages in $INSTALLED only, and an apt-get that must not be called.
@@ -32,6 +32,15 @@ every=$(awk '!/^#/ && NF { print $1 }' "$tools/packages.txt" | tr '\n' ' ')
 output=$(setup "$work/debian" "$every" --dry-run --onednn pypi)
 expect "$output" "packages: all there"
 expect "$output" "would fetch oneDNN 3.2"
+[[ $output != *Python* ]] || fail "the tests' Python packages without --tests in: $output"
+
+expect "$(setup "$work/debian" "$every" --dry-run --tests)" "would fetch the Python packages"
+mkdir -p "$work/repository/.deps/python"
+cp "$tools/python.txt" "$work/repository/.deps/python/installed.txt"
+expect "$(setup "$work/debian" "$every" --dry-run --tests)" "Python packages of the tests: there"
+echo "another==1" >> "$work/repository/.deps/python/installed.txt"
+expect "$(setup "$work/debian" "$every" --dry-run --tests)" "would fetch the Python packages"
+rm -r "$work/repository/.deps"
 
 output=$(setup "$work/debian" "${every/cmake /}" --dry-run)
 expect "$output" "would install with apt-get: cmake"
