@@ -1,7 +1,6 @@
 #include "dropcycle/layers/attention.hpp"
 
 #include <cmath>
-#include <cstring>
 
 namespace dropcycle {
 
@@ -52,7 +51,7 @@ Stream AttentionLayer::forward(Context& c, const AttentionParameters<Tensor>& w,
   // 4. Attention.
   saved.attended = c.saved.tensor(c.compute, {tokens, s.heads * s.head_size});
   saved.lse = c.saved.tensor(c.acc(), {tokens, s.heads});
-  c.ops.attention(s, saved.qkv, batch.first_key, saved.attended, saved.lse);
+  c.ops.attention(s, packed_heads(s, saved.qkv), {batch.first_key, {}}, saved.attended, saved.lse);
   // 5. Output projection.
   c.ops.linear(saved.attended, c.weight(w.output), delta);
   return {saved.norm.sum, delta};
@@ -68,7 +67,8 @@ void AttentionLayer::backward(Context& c, const AttentionParameters<Tensor>& w, 
   c.ops.linear_dw(g, saved.attended, dw.output);
   // 4. Attention.
   const Tensor dqkv = c.scratch.tensor(c.compute, saved.qkv.shape);
-  c.ops.attention_backward(s, saved.qkv, batch.first_key, saved.attended, saved.lse, dattended, dqkv);
+  c.ops.attention_backward(s, packed_heads(s, saved.qkv), {batch.first_key, {}}, saved.attended, saved.lse, dattended,
+                           packed_heads(s, dqkv));
   // 3. Rotary positions, turned back.
   c.ops.rope(dqkv, batch.positions, inverse_frequencies_view(), s.head_size, s.heads + s.kv_heads, -1);
   // 2. Query, key and value.
@@ -84,20 +84,19 @@ Stream AttentionLayer::forward_cached(Context& c, const AttentionParameters<Tens
                                       std::int64_t past) const {
   const ArenaScope scope(c.scratch);
   const std::int64_t news = in.x.shape[0];
-  const AttentionShape s = shape({.batch = 1, .sequence = news});
+  AttentionShape s = shape({.batch = 1, .sequence = news});
+  s.keys = past + news;
   NormSaved norm;
   const Tensor normed = norm_forward(c, in, w.norm, config_.norm_epsilon, norm);
   const Tensor qkv = c.scratch.tensor(c.compute, {news, s.qkv_width()});
   c.ops.linear(normed, c.weight(w.qkv), qkv);
   c.ops.rope(qkv, positions, inverse_frequencies_view(), s.head_size, s.heads + s.kv_heads, +1);
-  const auto row_bytes = static_cast<std::size_t>(s.kv_heads * s.head_size * size_bytes(c.compute));
-  for (std::int64_t t = 0; t < news; ++t) {  // the newest keys and values go into the cache
-    const auto* row = static_cast<const std::byte*>(qkv[t].data) + s.heads * s.head_size * size_bytes(c.compute);
-    std::memcpy(keys[past + t].data, row, row_bytes);
-    std::memcpy(values[past + t].data, row + row_bytes, row_bytes);
-  }
+  const AttentionHeads fresh = packed_heads(s, qkv);
+  const std::int64_t kv_width = s.kv_heads * s.head_size;
+  c.ops.copy_columns(fresh.k, {keys.rows(past, news), 0}, kv_width);  // the newest go into the cache
+  c.ops.copy_columns(fresh.v, {values.rows(past, news), 0}, kv_width);
   const Tensor attended = c.scratch.tensor(c.compute, {news, s.heads * s.head_size});
-  c.ops.attention_cached(s, qkv, keys, values, past, attended);
+  c.ops.attention(s, {fresh.q, {keys, 0}, {values, 0}}, {}, attended, {});
   c.ops.linear(attended, c.weight(w.output), delta);
   return {norm.sum, delta};
 }

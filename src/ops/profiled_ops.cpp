@@ -112,20 +112,19 @@ class ProfiledOps final : public Ops {
     const Timer timer(times_[14], "rope");
     inner_->rope(x, positions, inverse_frequencies, head_size, rotated_heads, direction);
   }
-  void attention(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
+  void attention(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask, const Tensor& out,
                  const Tensor& lse) override {
     const Timer timer(times_[15], "attention");
-    inner_->attention(shape, qkv, first_key, out, lse);
+    inner_->attention(shape, x, mask, out, lse);
   }
-  void attention_backward(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
-                          const Tensor& lse, const Tensor& dout, const Tensor& dqkv) override {
+  void attention_backward(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask,
+                          const Tensor& out, const Tensor& lse, const Tensor& dout, const AttentionHeads& dx) override {
     const Timer timer(times_[16], "attention_backward");
-    inner_->attention_backward(shape, qkv, first_key, out, lse, dout, dqkv);
+    inner_->attention_backward(shape, x, mask, out, lse, dout, dx);
   }
-  void attention_cached(const AttentionShape& shape, const Tensor& qkv, const Tensor& keys, const Tensor& values,
-                        std::int64_t past, const Tensor& out) override {
-    const Timer timer(times_[17], "attention_cached");
-    inner_->attention_cached(shape, qkv, keys, values, past, out);
+  void copy_columns(const Columns& x, const Columns& out, std::int64_t width) override {
+    const Timer timer(times_[17], "copy_columns");
+    inner_->copy_columns(x, out, width);
   }
   void swiglu(const Tensor& gate_up, const Tensor& y) override {
     const Timer timer(times_[18], "swiglu");

@@ -66,12 +66,13 @@ void attention(benchmark::State& state) {
   const auto out = normal(DType::bf16, {s.tokens(), s.heads * 64}),
              dout = normal(DType::bf16, {s.tokens(), s.heads * 64});
   const OwnedTensor dqkv(DType::bf16, {s.tokens(), s.qkv_width()}), lse(DType::f32, {s.tokens(), s.heads});
-  ops().attention(s, qkv, {}, out, lse);
+  const AttentionHeads x = packed_heads(s, qkv), dx = packed_heads(s, dqkv);
+  ops().attention(s, x, {}, out, lse);
   for (auto _ : state) {
     if (backward) {
-      ops().attention_backward(s, qkv, {}, out, lse, dout, dqkv);
+      ops().attention_backward(s, x, {}, out, lse, dout, dx);
     } else {
-      ops().attention(s, qkv, {}, out, lse);
+      ops().attention(s, x, {}, out, lse);
     }
   }
   // Two products forward and five backward, half of the square.

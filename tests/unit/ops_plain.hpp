@@ -26,6 +26,19 @@ class PlainOps : public ReferenceOps {
     return like.dtype == DType::bf16 ? static_cast<float>(BF16(value)) : value;
   }
   static std::int64_t width(const Tensor& x) { return x.shape[x.shape.dims() - 1]; }
+  static std::size_t place(const Columns& x, std::int64_t row, std::int64_t column) {
+    return at(row * width(x.matrix) + x.first + column);
+  }
+  // Key rows [from, to] that query t sees, of the sequence that begins at `begin`.
+  struct Seen {
+    std::int64_t begin, from, to;
+  };
+  static Seen seen(const AttentionShape& s, const AttentionMask& mask, std::int64_t t) {
+    const std::int64_t begin = t / s.sequence * s.key_count();
+    const std::int64_t last =
+        mask.last_key ? mask.last_key.as<std::int32_t>()[t] : s.key_count() - s.sequence + t % s.sequence;
+    return {begin, begin + (mask.first_key ? mask.first_key.as<std::int32_t>()[t] : 0), begin + last};
+  }
 
   // c[m,n] (+)= a[m,k] b[k,n], where the operands' strides are given.
   static void product(const float* a, std::int64_t a_row, std::int64_t a_column, const float* b, std::int64_t b_row,
@@ -148,89 +161,70 @@ class PlainOps : public ReferenceOps {
   }
 
   // Unfused attention: probabilities are stored in the element type before they meet the values.
-  void attention(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
+  void attention(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask, const Tensor& out,
                  const Tensor& lse) override {
-    const auto x = read(qkv);
-    Floats y(at(out.elements())), sums(at(shape.tokens() * shape.heads)), p(at(shape.sequence));
-    const std::int64_t d = shape.head_size, row = shape.qkv_width();
+    const auto q = read(x.q.matrix), k = read(x.k.matrix), v = read(x.v.matrix);
+    Floats y(at(out.elements())), sums(at(shape.tokens() * shape.heads)), p(at(shape.key_count()));
+    const std::int64_t d = shape.head_size;
     for (std::int64_t t = 0; t < shape.tokens(); ++t) {
-      const std::int64_t begin = t / shape.sequence * shape.sequence;
-      const std::int64_t from = begin + (first_key ? first_key.as<std::int32_t>()[t] : 0);
+      const auto [begin, from, to] = seen(shape, mask, t);
       for (std::int64_t h = 0; h < shape.heads; ++h) {
-        const std::int64_t kv = shape.heads + h / (shape.heads / shape.kv_heads);
+        const std::int64_t kv = h / (shape.heads / shape.kv_heads);
         float top = -INFINITY, sum = 0;
-        for (std::int64_t s = from; s <= t; ++s) {
+        for (std::int64_t s = from; s <= to; ++s) {
           float dot = 0;
-          for (std::int64_t i = 0; i < d; ++i) dot += x[at(t * row + h * d + i)] * x[at(s * row + kv * d + i)];
+          for (std::int64_t i = 0; i < d; ++i) dot += q[place(x.q, t, h * d + i)] * k[place(x.k, s, kv * d + i)];
           p[at(s - begin)] = dot / std::sqrt(static_cast<float>(d));
           top = std::max(top, p[at(s - begin)]);
         }
-        for (std::int64_t s = from; s <= t; ++s) sum += std::exp(p[at(s - begin)] - top);
-        for (std::int64_t s = from; s <= t; ++s) {
-          const float weight = rounded(std::exp(p[at(s - begin)] - top) / sum, qkv);
+        for (std::int64_t s = from; s <= to; ++s) sum += std::exp(p[at(s - begin)] - top);
+        for (std::int64_t s = from; s <= to; ++s) {
+          const float weight = rounded(std::exp(p[at(s - begin)] - top) / sum, out);
           for (std::int64_t i = 0; i < d; ++i) {
-            y[at((t * shape.heads + h) * d + i)] += weight * x[at(s * row + (kv + shape.kv_heads) * d + i)];
+            y[at((t * shape.heads + h) * d + i)] += weight * v[place(x.v, s, kv * d + i)];
           }
         }
         sums[at(t * shape.heads + h)] = top + std::log(sum);
       }
     }
     write(y, out);
-    write(sums, lse);
+    if (lse) write(sums, lse);
   }
-  void attention_backward(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
-                          const Tensor& lse, const Tensor& dout, const Tensor& dqkv) override {
-    const auto x = read(qkv), y = read(out), sums = read(lse), dy = read(dout);
-    Floats dx(x.size());
-    const std::int64_t d = shape.head_size, width_qkv = shape.qkv_width();
+  void attention_backward(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask,
+                          const Tensor& out, const Tensor& lse, const Tensor& dout, const AttentionHeads& dx) override {
+    const auto q = read(x.q.matrix), k = read(x.k.matrix), v = read(x.v.matrix);
+    const auto y = read(out), sums = read(lse), dy = read(dout);
+    const std::int64_t d = shape.head_size, keys = shape.batch * shape.key_count();
+    Floats dq(at(shape.tokens() * shape.heads * d)), dk(at(keys * shape.kv_heads * d)), dv(dk.size());
     const float scale = 1 / std::sqrt(static_cast<float>(d));
     for (std::int64_t t = 0; t < shape.tokens(); ++t) {
-      const std::int64_t begin = t / shape.sequence * shape.sequence;
-      const std::int64_t from = begin + (first_key ? first_key.as<std::int32_t>()[t] : 0);
+      const auto [begin, from, to] = seen(shape, mask, t);
       for (std::int64_t h = 0; h < shape.heads; ++h) {
-        const std::size_t q = at(t * width_qkv + h * d), o = at((t * shape.heads + h) * d);
-        const std::int64_t kv = shape.heads + h / (shape.heads / shape.kv_heads);
+        const std::int64_t kv = h / (shape.heads / shape.kv_heads), o = (t * shape.heads + h) * d;
         float delta = 0;
-        for (std::size_t i = 0; i < at(d); ++i) delta += dy[o + i] * y[o + i];
-        for (std::int64_t s = from; s <= t; ++s) {
-          const std::size_t k = at(s * width_qkv + kv * d), v = k + at(shape.kv_heads * d);
+        for (std::int64_t i = 0; i < d; ++i) delta += dy[at(o + i)] * y[at(o + i)];
+        for (std::int64_t s = from; s <= to; ++s) {
           float score = 0, dp = 0;
-          for (std::size_t i = 0; i < at(d); ++i) score += x[q + i] * x[k + i];
-          for (std::size_t i = 0; i < at(d); ++i) dp += dy[o + i] * x[v + i];
+          for (std::int64_t i = 0; i < d; ++i) score += q[place(x.q, t, h * d + i)] * k[place(x.k, s, kv * d + i)];
+          for (std::int64_t i = 0; i < d; ++i) dp += dy[at(o + i)] * v[place(x.v, s, kv * d + i)];
           const float p = std::exp(score * scale - sums[at(t * shape.heads + h)]);
-          const float stored = rounded(p, qkv), ds = rounded(p * (dp - delta) * scale, qkv);
-          for (std::size_t i = 0; i < at(d); ++i) {
-            dx[v + i] += stored * dy[o + i];
-            dx[q + i] += ds * x[k + i];
-            dx[k + i] += ds * x[q + i];
+          const float stored = rounded(p, out), ds = rounded(p * (dp - delta) * scale, out);
+          for (std::int64_t i = 0; i < d; ++i) {
+            const std::size_t key = at((s * shape.kv_heads + kv) * d + i);
+            dv[key] += stored * dy[at(o + i)];
+            dq[at(o + i)] += ds * k[place(x.k, s, kv * d + i)];
+            dk[key] += ds * q[place(x.q, t, h * d + i)];
           }
         }
       }
     }
-    write(dx, dqkv);
-  }
-
-  // attention() on the whole sequence, of which the last places are wanted.
-  void attention_cached(const AttentionShape& shape, const Tensor& qkv, const Tensor& keys, const Tensor& values,
-                        std::int64_t past, const Tensor& out) override {
-    const std::int64_t fresh = qkv.shape[0], total = past + fresh, heads = shape.heads * shape.head_size;
-    const std::int64_t kv = shape.kv_heads * shape.head_size;
-    const auto x = read(qkv), k = read(keys), v = read(values);
-    OwnedTensor all(qkv.dtype, {total, heads + 2 * kv}), y(qkv.dtype, {total, heads}),
-        lse(DType::f32, {total, shape.heads});
-    Floats rows(at(total * (heads + 2 * kv)));
-    for (std::int64_t t = 0; t < total; ++t) {
-      float* row = rows.data() + t * (heads + 2 * kv);
-      for (std::int64_t i = 0; i < heads && t >= past; ++i) row[i] = x[at((t - past) * (heads + 2 * kv) + i)];
-      for (std::int64_t i = 0; i < kv; ++i) row[heads + i] = k[at(t * kv + i)];
-      for (std::int64_t i = 0; i < kv; ++i) row[heads + kv + i] = v[at(t * kv + i)];
-    }
-    write(rows, all);
-    AttentionShape whole = shape;
-    whole.sequence = total;
-    attention(whole, all, {}, y, lse);
-    const auto sums = read(y);
-    write({sums.end() - out.elements(), sums.end()}, out);
+    const auto store = [&](Floats& values, const Columns& columns, std::int64_t width) {
+      const Tensor flat(values.data(), Shape{static_cast<std::int64_t>(values.size()) / width, width});
+      copy_columns({flat, 0}, columns, width);
+    };
+    store(dq, dx.q, shape.heads * d);
+    store(dk, dx.k, shape.kv_heads * d);
+    store(dv, dx.v, shape.kv_heads * d);
   }
 
   void swiglu(const Tensor& gate_up, const Tensor& y) override {

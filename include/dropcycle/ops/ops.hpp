@@ -33,12 +33,37 @@ std::uint64_t next_weight_version();
 
 struct AttentionShape {
   std::int64_t batch = 1;      // B
-  std::int64_t sequence = 1;   // S
+  std::int64_t sequence = 1;   // S: queries of each sequence
   std::int64_t heads = 1;      // Nq
   std::int64_t kv_heads = 1;   // Nkv; query head h reads key/value head h / (Nq / Nkv)
   std::int64_t head_size = 1;  // D
+  std::int64_t keys = 0;       // keys and values of each sequence; 0: as many as queries
   std::int64_t tokens() const { return batch * sequence; }
+  std::int64_t key_count() const { return keys > 0 ? keys : sequence; }
   std::int64_t qkv_width() const { return (heads + 2 * kv_heads) * head_size; }
+};
+
+// Columns of a matrix [rows, width] from column `first` on; how many, the operation knows.
+struct Columns {
+  Tensor matrix;
+  std::int64_t first = 0;
+};
+
+// Where the heads lie: Nq D columns with a row per query, Nkv D columns with a row per key, and the same of values.
+struct AttentionHeads {
+  Columns q, k, v;
+};
+
+// Query, key and value heads side by side in the rows of qkv [T, (Nq + 2 Nkv) D].
+inline AttentionHeads packed_heads(const AttentionShape& shape, const Tensor& qkv) {
+  const std::int64_t q = shape.heads * shape.head_size, kv = shape.kv_heads * shape.head_size;
+  return {{qkv, 0}, {qkv, q}, {qkv, q + kv}};
+}
+
+// A query sees the keys first_key to last_key of its sequence. i32 [T]; empty: 0, and keys - sequence + i for query i
+// of a sequence, so that the queries are the last of the keys' places.
+struct AttentionMask {
+  Tensor first_key, last_key;
 };
 
 enum class RouterMode {
@@ -77,6 +102,8 @@ class Ops {
   virtual void fill_zero(const Tensor& x) = 0;
   // out = x, converted to out's type (rounded to nearest even).
   virtual void convert(const Tensor& x, const Tensor& out) = 0;
+  // `width` columns of out = those of x, row by row, converted to out's type.
+  virtual void copy_columns(const Columns& x, const Columns& out, std::int64_t width) = 0;
   // y = a + b; y may be a or b.
   virtual void add(const Tensor& a, const Tensor& b, const Tensor& y) = 0;
   // y[i] = x[i] * (1 + amplitude * (2 u(first + i) - 1)), u = stream.uniform: the router's input jitter. It is its own
@@ -109,18 +136,15 @@ class Ops {
                     std::int64_t rotated_heads, int direction) = 0;
 
   // ---- Causal grouped-query attention, scale 1/sqrt(D), blocked: S×S is never in memory.
-  // qkv [T, (Nq + 2 Nkv) D]: query heads, then key heads, then value heads. first_key i32 [T] (or empty = 0): token at
-  // place s of its sequence attends to places first_key..s of it.  out [T, Nq D]; lse acc [T, Nq]: log-sum-exp of the
-  // scaled scores.
-  virtual void attention(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
-                         const Tensor& lse) = 0;
-  // dqkv from dout, recomputing the probabilities from lse.
-  virtual void attention_backward(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key,
-                                  const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dqkv) = 0;
-  // One sequence with a key/value cache. qkv [n, (Nq + 2 Nkv) D] holds the n newest places; keys and values
-  // [capacity, Nkv D] hold places 0..past+n-1 (the newest already copied in).  out [n, Nq D].
-  virtual void attention_cached(const AttentionShape& shape, const Tensor& qkv, const Tensor& keys,
-                                const Tensor& values, std::int64_t past, const Tensor& out) = 0;
+  // x: T queries of B sequences, and B * keys keys and values.  out [T, Nq D]; lse acc [T, Nq] (or empty): log-sum-exp
+  // of the scaled scores.
+  virtual void attention(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask,
+                         const Tensor& out, const Tensor& lse) = 0;
+  // dx, laid out in any matrices, from dout, recomputing the probabilities from lse. dx.q is compute; dx.k and dx.v are
+  // compute or acc, and may have other strides than x.
+  virtual void attention_backward(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask,
+                                  const Tensor& out, const Tensor& lse, const Tensor& dout,
+                                  const AttentionHeads& dx) = 0;
 
   // ---- SwiGLU (the paper's Eq. 1): gate_up [T,2F] holds gate then up; y = silu(gate) * up.
   virtual void swiglu(const Tensor& gate_up, const Tensor& y) = 0;

@@ -35,6 +35,8 @@ std::int64_t rows_of(const Tensor& x) { return width_of(x) == 0 ? 0 : x.elements
 
 float* floats(const Tensor& x) { return x ? x.as<float>() : nullptr; }
 std::int32_t* integers(const Tensor& x) { return x ? x.as<std::int32_t>() : nullptr; }
+void* start(const Columns& x) { return static_cast<std::byte*>(x.matrix.data) + x.first * size_bytes(x.matrix.dtype); }
+std::int64_t stride(const Columns& x) { return x.matrix.shape[1]; }
 
 void check_indices(const Tensor& index, std::int64_t lowest, std::int64_t end, const char* what) {
   const auto* values = index.as<std::int32_t>();
@@ -93,6 +95,14 @@ void CpuOps::fill_zero(const Tensor& x) {
 
 void CpuOps::convert(const Tensor& x, const Tensor& out) {
   kernels_.convert(type_of(x), x.data, type_of(out), out.data, x.elements());
+}
+
+void CpuOps::copy_columns(const Columns& x, const Columns& out, std::int64_t width) {
+  require(x.first + width <= stride(x) && out.first + width <= stride(out) && rows_of(x.matrix) == rows_of(out.matrix),
+          "copy_columns: {} columns from {} on of {} into {} on of {}", width, x.first, to_string(x.matrix.shape),
+          out.first, to_string(out.matrix.shape));
+  kernels_.copy_columns(type_of(x.matrix), start(x), stride(x), type_of(out.matrix), start(out), stride(out),
+                        rows_of(x.matrix), width);
 }
 
 void CpuOps::add(const Tensor& a, const Tensor& b, const Tensor& y) {
@@ -173,23 +183,24 @@ void CpuOps::rope(const Tensor& x, const Tensor& positions, const Tensor& invers
 
 namespace {
 
-AttentionArguments attention_arguments(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key,
+AttentionArguments attention_arguments(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask,
                                        const Tensor& out, const Tensor& lse) {
-  const std::int64_t d = shape.head_size;
-  const std::int64_t bytes = size_bytes(qkv.dtype);
   AttentionArguments a{};
   a.batch = shape.batch;
-  a.queries = a.keys = shape.sequence;
+  a.queries = shape.sequence;
+  a.keys = shape.key_count();
   a.heads = shape.heads;
   a.kv_heads = shape.kv_heads;
-  a.head_size = d;
-  a.q_stride = a.kv_stride = shape.qkv_width();
-  a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
-  const auto* base = static_cast<const std::byte*>(qkv.data);
-  a.q = base;
-  a.k = base + shape.heads * d * bytes;
-  a.v = base + (shape.heads + shape.kv_heads) * d * bytes;
-  a.first_key = integers(first_key);
+  a.head_size = shape.head_size;
+  a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_size)));
+  a.q = start(x.q);
+  a.k = start(x.k);
+  a.v = start(x.v);
+  a.q_stride = stride(x.q);
+  a.k_stride = stride(x.k);
+  a.v_stride = stride(x.v);
+  a.first_key = integers(mask.first_key);
+  a.last_key = integers(mask.last_key);
   a.out = out.data;
   a.lse = floats(lse);
   return a;
@@ -215,34 +226,24 @@ void CpuOps::run_attention(Type type, AttentionArguments& a, bool backwards) {
   }
 }
 
-void CpuOps::attention(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
-                       const Tensor& lse) {
-  auto arguments = attention_arguments(shape, qkv, first_key, out, lse);
-  run_attention(type_of(qkv), arguments, false);
+void CpuOps::attention(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask,
+                       const Tensor& out, const Tensor& lse) {
+  auto arguments = attention_arguments(shape, x, mask, out, lse);
+  run_attention(type_of(out), arguments, false);
 }
 
-void CpuOps::attention_backward(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key,
-                                const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dqkv) {
-  auto arguments = attention_arguments(shape, qkv, first_key, out, lse);
-  const std::int64_t bytes = size_bytes(dqkv.dtype);
-  auto* base = static_cast<std::byte*>(dqkv.data);
+void CpuOps::attention_backward(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask,
+                                const Tensor& out, const Tensor& lse, const Tensor& dout, const AttentionHeads& dx) {
+  auto arguments = attention_arguments(shape, x, mask, out, lse);
   arguments.dout = dout.data;
-  arguments.dq = base;
-  arguments.dk = base + shape.heads * shape.head_size * bytes;
-  arguments.dv = base + (shape.heads + shape.kv_heads) * shape.head_size * bytes;
-  run_attention(type_of(qkv), arguments, true);
-}
-
-void CpuOps::attention_cached(const AttentionShape& shape, const Tensor& qkv, const Tensor& keys, const Tensor& values,
-                              std::int64_t past, const Tensor& out) {
-  auto arguments = attention_arguments(shape, qkv, {}, out, {});
-  arguments.batch = 1;
-  arguments.queries = rows_of(qkv);
-  arguments.keys = past + arguments.queries;
-  arguments.k = keys.data;
-  arguments.v = values.data;
-  arguments.kv_stride = shape.kv_heads * shape.head_size;
-  run_attention(type_of(qkv), arguments, false);
+  arguments.dq = start(dx.q);
+  arguments.dk = start(dx.k);
+  arguments.dv = start(dx.v);
+  arguments.dq_stride = stride(dx.q);
+  arguments.dk_stride = stride(dx.k);
+  arguments.dv_stride = stride(dx.v);
+  arguments.dkv_type = type_of(dx.k.matrix);
+  run_attention(type_of(out), arguments, true);
 }
 
 void CpuOps::swiglu(const Tensor& gate_up, const Tensor& y) {

@@ -25,6 +25,7 @@ class CpuOps : public Ops {
                          const Tensor& dw) override;
   void fill_zero(const Tensor& x) override;
   void convert(const Tensor& x, const Tensor& out) override;
+  void copy_columns(const Columns& x, const Columns& out, std::int64_t width) override;
   void add(const Tensor& a, const Tensor& b, const Tensor& y) override;
   void jitter(const Tensor& x, const RandomStream& stream, std::uint64_t first, double amplitude,
               const Tensor& y) override;
@@ -36,12 +37,10 @@ class CpuOps : public Ops {
                          const Tensor& dresidual, const Tensor& dx, const Tensor& dw) override;
   void rope(const Tensor& x, const Tensor& positions, const Tensor& inverse_frequencies, std::int64_t head_size,
             std::int64_t rotated_heads, int direction) override;
-  void attention(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
+  void attention(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask, const Tensor& out,
                  const Tensor& lse) override;
-  void attention_backward(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
-                          const Tensor& lse, const Tensor& dout, const Tensor& dqkv) override;
-  void attention_cached(const AttentionShape& shape, const Tensor& qkv, const Tensor& keys, const Tensor& values,
-                        std::int64_t past, const Tensor& out) override;
+  void attention_backward(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask,
+                          const Tensor& out, const Tensor& lse, const Tensor& dout, const AttentionHeads& dx) override;
   void swiglu(const Tensor& gate_up, const Tensor& y) override;
   void swiglu_backward(const Tensor& dy, const Tensor& gate_up, const Tensor& dgate_up, const Tensor& y) override;
   void router_logits(const Tensor& x, const Tensor& w, const Tensor& logits) override;

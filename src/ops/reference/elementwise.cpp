@@ -20,6 +20,18 @@ void ReferenceOps::fill_zero(const Tensor& x) { write(std::vector<double>(size(x
 
 void ReferenceOps::convert(const Tensor& x, const Tensor& out) { write(read(x), out); }
 
+void ReferenceOps::copy_columns(const Columns& x, const Columns& out, std::int64_t width) {
+  const auto from = read(x.matrix);
+  auto to = read(out.matrix);
+  const auto columns = static_cast<std::size_t>(width);
+  const auto stride = [](const Columns& c) { return static_cast<std::size_t>(c.matrix.shape[1]); };
+  for (std::size_t r = 0; r < static_cast<std::size_t>(x.matrix.shape[0]); ++r) {
+    const double* row = &from[r * stride(x) + static_cast<std::size_t>(x.first)];
+    std::copy(row, row + columns, &to[r * stride(out) + static_cast<std::size_t>(out.first)]);
+  }
+  write(to, out.matrix);
+}
+
 void ReferenceOps::add(const Tensor& a, const Tensor& b, const Tensor& y) {
   auto sum = read(a);
   const auto bv = read(b);

@@ -23,6 +23,7 @@ class ReferenceOps : public Ops {
   // elementwise.cpp
   void fill_zero(const Tensor& x) override;
   void convert(const Tensor& x, const Tensor& out) override;
+  void copy_columns(const Columns& x, const Columns& out, std::int64_t width) override;
   void add(const Tensor& a, const Tensor& b, const Tensor& y) override;
   void jitter(const Tensor& x, const RandomStream& stream, std::uint64_t first, double amplitude,
               const Tensor& y) override;
@@ -43,12 +44,10 @@ class ReferenceOps : public Ops {
   // attention.cpp
   void rope(const Tensor& x, const Tensor& positions, const Tensor& inverse_frequencies, std::int64_t head_size,
             std::int64_t rotated_heads, int direction) override;
-  void attention(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
+  void attention(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask, const Tensor& out,
                  const Tensor& lse) override;
-  void attention_backward(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
-                          const Tensor& lse, const Tensor& dout, const Tensor& dqkv) override;
-  void attention_cached(const AttentionShape& shape, const Tensor& qkv, const Tensor& keys, const Tensor& values,
-                        std::int64_t past, const Tensor& out) override;
+  void attention_backward(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask,
+                          const Tensor& out, const Tensor& lse, const Tensor& dout, const AttentionHeads& dx) override;
 
   // routing.cpp
   void router_logits(const Tensor& x, const Tensor& w, const Tensor& logits) override;

@@ -268,6 +268,37 @@ class Pieces {
   std::uintptr_t next_;
 };
 
+// The keys that queries [begin, begin + count) of a sequence see, and what all of them see together.
+class KeyRanges {
+ public:
+  KeyRanges(const AttentionArguments& a, std::int64_t sequence, std::int64_t begin, std::int64_t count)
+      : first_(a.first_key == nullptr ? nullptr : a.first_key + sequence * a.queries + begin),
+        last_(a.last_key == nullptr ? nullptr : a.last_key + sequence * a.queries + begin),
+        place_(a.keys - a.queries + begin),
+        lowest_first(first(0)),
+        highest_first(first(0)),
+        lowest_last(last(0)),
+        highest_last(last(count - 1)) {
+    for (std::int64_t r = 1; first_ != nullptr && r < count; ++r) {
+      lowest_first = smaller(lowest_first, first(r));
+      highest_first = larger(highest_first, first(r));
+    }
+    for (std::int64_t r = 0; last_ != nullptr && r < count; ++r) {
+      lowest_last = smaller(lowest_last, last(r));
+      highest_last = larger(highest_last, last(r));
+    }
+  }
+  std::int64_t first(std::int64_t r) const { return first_ == nullptr ? 0 : first_[r]; }
+  std::int64_t last(std::int64_t r) const { return last_ == nullptr ? place_ + r : last_[r]; }
+
+ private:
+  const std::int32_t *first_, *last_;
+  std::int64_t place_;
+
+ public:
+  std::int64_t lowest_first, highest_first, lowest_last, highest_last;
+};
+
 // Sizes as padded for the tiles.
 struct Padded {
   std::int64_t queries, keys, d, d_columns;

@@ -22,7 +22,7 @@ struct BackwardScratch {
   float* dquery_transposed;                        // [query block][d, kBlock]
   float *dkey, *dvalue;                            // [keys, d_columns]
   float *lse, *delta;                              // [queries]
-  std::int32_t* first_key;                         // [queries]
+  std::int32_t *first_key, *last_key;              // [queries]
   BackwardScratch(Pieces& pieces, const Padded& p)
       : keys(pieces.take<Element>(p.keys * p.d)),
         values(pieces.take<Element>(p.keys * p.d)),
@@ -41,26 +41,21 @@ struct BackwardScratch {
         dvalue(pieces.take<float>(p.keys * p.d_columns)),
         lse(pieces.take<float>(p.queries)),
         delta(pieces.take<float>(p.queries)),
-        first_key(pieces.take<std::int32_t>(p.queries)) {}
+        first_key(pieces.take<std::int32_t>(p.queries)),
+        last_key(pieces.take<std::int32_t>(p.queries)) {}
 };
 
-// A key counts for the queries at or behind it whose first key isn't behind it.
-template <class Dot>
-Vector excluded(Vector p, std::int32_t key, std::int32_t query, const std::int32_t* first) {
-  const IntVector at = lane_numbers() + query;
-  Vector kept = at >= key ? p : Vector{};
-  if (first != nullptr) {
-    IntVector from;
-    __builtin_memcpy(&from, first, sizeof(from));
-    kept = from <= key ? kept : Vector{};
-  }
-  return kept;
+// A key counts for the queries whose range of keys holds it.
+inline Vector excluded(Vector p, std::int32_t key, const std::int32_t* first, const std::int32_t* last) {
+  IntVector from, to;
+  __builtin_memcpy(&from, first, sizeof(from));
+  __builtin_memcpy(&to, last, sizeof(to));
+  return (from <= key) & (to >= key) ? p : Vector{};
 }
 
 // Probabilities and dscores of a block, in the layouts that the products want.
 template <class Dot>
-void score_gradients(const BackwardScratch<Dot>& s, float scale, std::int64_t key, std::int64_t query, bool masked,
-                     bool documents) {
+void score_gradients(const BackwardScratch<Dot>& s, float scale, std::int64_t key, std::int64_t query, bool masked) {
   constexpr std::int64_t kPair = Dot::kPair;
   for (std::int64_t j = 0; j < kBlock; j += kPair) {
 #pragma GCC unroll 4
@@ -72,8 +67,7 @@ void score_gradients(const BackwardScratch<Dot>& s, float scale, std::int64_t ke
         const std::int64_t at = (j + r) * kBlock + i;
         Vector p = Dot::exp(load_vector(s.scores + at) * scale - lse);
         if (masked) {
-          p = excluded<Dot>(p, static_cast<std::int32_t>(key + j + r), static_cast<std::int32_t>(query + i),
-                            documents ? s.first_key + query + i : nullptr);
+          p = excluded(p, static_cast<std::int32_t>(key + j + r), s.first_key + query + i, s.last_key + query + i);
         }
         dscores[r] = p * (load_vector(s.dprobabilities + at) - delta) * scale;
         Dot::store(s.probabilities + at, p);
@@ -92,7 +86,7 @@ void backward_block(const AttentionArguments& a, const Padded& p, const Backward
                 false);
   multiply<Dot>({s.values + key * p.d, p.d, kPair}, s.dout_columns + query * p.d, p.d, s.dprobabilities, kBlock, kBlock,
                 kBlock, false);
-  score_gradients(s, a.scale, key, query, masked, a.first_key != nullptr);
+  score_gradients(s, a.scale, key, query, masked);
   multiply<Dot>({s.probabilities, kBlock, kPair}, s.dout_rows + query * p.d_columns, kBlock,
                 s.dvalue + key * p.d_columns, p.d_columns, kBlock, p.d_columns, true);
   multiply<Dot>({s.dscores, kBlock, kPair}, s.query_rows + query * p.d_columns, kBlock, s.dkey + key * p.d_columns,
@@ -103,9 +97,10 @@ void backward_block(const AttentionArguments& a, const Padded& p, const Backward
 
 // Loads one query head: operands and statistics. Padding queries get lse = 1e30, so that they have no probability.
 template <class Dot, class T>
-void load_queries(const AttentionArguments& a, const Padded& p, const BackwardScratch<Dot>& s, std::int64_t row,
+void load_queries(const AttentionArguments& a, const Padded& p, const BackwardScratch<Dot>& s, std::int64_t sequence,
                   std::int64_t head) {
-  const std::int64_t d = a.head_size;
+  const std::int64_t d = a.head_size, row = sequence * a.queries;
+  const KeyRanges see(a, sequence, 0, a.queries);
   const auto* q = static_cast<const T*>(a.q) + row * a.q_stride + head * d;
   const std::int64_t out_stride = a.heads * d;
   const auto* dout = static_cast<const T*>(a.dout) + row * out_stride + head * d;
@@ -122,7 +117,8 @@ void load_queries(const AttentionArguments& a, const Padded& p, const BackwardSc
       for (std::int64_t c = 0; c < d; ++c) sum += load(dout[i * out_stride + c]) * load(out[i * out_stride + c]);
     }
     s.delta[i] = sum;
-    if (a.first_key != nullptr) s.first_key[i] = i < a.queries ? a.first_key[row + i] : 0;
+    s.first_key[i] = i < a.queries ? static_cast<std::int32_t>(see.first(i)) : 0;
+    s.last_key[i] = i < a.queries ? static_cast<std::int32_t>(see.last(i)) : 0;
   }
   for (std::int64_t i = 0; i < p.queries * p.d; ++i) s.dquery_transposed[i] = 0;
 }
@@ -153,41 +149,36 @@ template <class Dot, class T>
 void backward_head(const AttentionArguments& a, const Padded& p, const BackwardScratch<Dot>& s, std::int64_t sequence,
                    std::int64_t kv_head) {
   const std::int64_t d = a.head_size;
-  const std::int64_t row = sequence * a.queries;
   const std::int64_t group = a.heads / a.kv_heads;
-  const auto* k = static_cast<const T*>(a.k) + row * a.kv_stride + kv_head * d;
-  const auto* v = static_cast<const T*>(a.v) + row * a.kv_stride + kv_head * d;
-  const std::int32_t* first_key = a.first_key == nullptr ? nullptr : a.first_key + row;
-  copy_rows<Dot>(k, a.kv_stride, a.keys, p.keys, d, p.d, s.keys);
-  copy_rows<Dot>(v, a.kv_stride, a.keys, p.keys, d, p.d, s.values);
-  pair_rows<Dot>(k, a.kv_stride, a.keys, p.keys, d, p.d, s.key_pairs);
+  const auto* k = static_cast<const T*>(a.k) + sequence * a.keys * a.k_stride + kv_head * d;
+  const auto* v = static_cast<const T*>(a.v) + sequence * a.keys * a.v_stride + kv_head * d;
+  copy_rows<Dot>(k, a.k_stride, a.keys, p.keys, d, p.d, s.keys);
+  copy_rows<Dot>(v, a.v_stride, a.keys, p.keys, d, p.d, s.values);
+  pair_rows<Dot>(k, a.k_stride, a.keys, p.keys, d, p.d, s.key_pairs);
   for (std::int64_t i = 0; i < p.keys * p.d_columns; ++i) s.dkey[i] = s.dvalue[i] = 0;
   for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    load_queries<Dot, T>(a, p, s, row, head);
+    load_queries<Dot, T>(a, p, s, sequence, head);
     for (std::int64_t query = 0; query < a.queries; query += kBlock) {
-      const std::int64_t end = smaller(query + kBlock, a.queries);
-      std::int64_t lowest = first_key == nullptr ? 0 : first_key[query];
-      std::int64_t highest = lowest;
-      for (std::int64_t i = query + 1; first_key != nullptr && i < end; ++i) {
-        lowest = smaller(lowest, first_key[i]);
-        highest = larger(highest, first_key[i]);
-      }
-      for (std::int64_t key = lowest / kBlock * kBlock; key < end; key += kBlock) {
-        backward_block<Dot>(a, p, s, key, query, key + kBlock > query + 1 || key < highest);
+      const KeyRanges see(a, sequence, query, smaller(kBlock, a.queries - query));
+      for (std::int64_t key = see.lowest_first / kBlock * kBlock; key <= see.highest_last; key += kBlock) {
+        backward_block<Dot>(a, p, s, key, query, key + kBlock - 1 > see.lowest_last || key < see.highest_first);
       }
     }
-    store_dquery<T>(s.dquery_transposed, p.d, a.queries, d, static_cast<T*>(a.dq) + row * a.q_stride + head * d,
-                    a.q_stride);
+    store_dquery<T>(s.dquery_transposed, p.d, a.queries, d,
+                    static_cast<T*>(a.dq) + sequence * a.queries * a.dq_stride + head * d, a.dq_stride);
   }
-  auto* dk = static_cast<T*>(a.dk) + row * a.kv_stride + kv_head * d;
-  auto* dv = static_cast<T*>(a.dv) + row * a.kv_stride + kv_head * d;
-  for (std::int64_t i = 0; i < a.keys; ++i) {
+  const auto store_dkv = [&]<class K>(K) {
+    auto* dk = static_cast<K*>(a.dk) + sequence * a.keys * a.dk_stride + kv_head * d;
+    auto* dv = static_cast<K*>(a.dv) + sequence * a.keys * a.dv_stride + kv_head * d;
+    for (std::int64_t i = 0; i < a.keys; ++i) {
 #pragma omp simd
-    for (std::int64_t c = 0; c < d; ++c) {
-      store(dk[i * a.kv_stride + c], s.dkey[i * p.d_columns + c]);
-      store(dv[i * a.kv_stride + c], s.dvalue[i * p.d_columns + c]);
+      for (std::int64_t c = 0; c < d; ++c) {
+        store(dk[i * a.dk_stride + c], s.dkey[i * p.d_columns + c]);
+        store(dv[i * a.dv_stride + c], s.dvalue[i * p.d_columns + c]);
+      }
     }
-  }
+  };
+  with_type(a.dkv_type, store_dkv);
 }
 
 template <class Dot>

@@ -24,7 +24,7 @@ struct ForwardScratch {
         total(pieces.take<float>(kBlock)) {}
 };
 
-// Keys [from, last] of a block are open to a row.
+// Keys [from, last] of a block are open to a row; last < from: none is.
 struct Open {
   std::int32_t from, last;
 };
@@ -74,15 +74,12 @@ void forward_block(const AttentionArguments& a, const Padded& p, const ForwardSc
     s.total[r] = 0;
   }
   for (std::int64_t i = 0; i < count * p.d_columns; ++i) s.sums[i] = 0;
-  const std::int64_t offset = a.keys - a.queries;  // place of query 0
-  const std::int32_t* first_key = a.first_key == nullptr ? nullptr : a.first_key + row;
-  std::int64_t lowest = first_key == nullptr ? 0 : first_key[0];
-  for (std::int64_t r = 1; first_key != nullptr && r < count; ++r) lowest = smaller(lowest, first_key[r]);
-  for (std::int64_t key = lowest / kBlock * kBlock; key < offset + first + count; key += kBlock) {
+  const KeyRanges see(a, sequence, first, count);
+  for (std::int64_t key = see.lowest_first / kBlock * kBlock; key <= see.highest_last; key += kBlock) {
     multiply<Dot>({s.queries, p.d, Dot::kPair}, keys + key * p.d, p.d, s.scores, kBlock, count, kBlock, false);
     for (std::int64_t r = 0; r < count; ++r) {
-      const Open open{static_cast<std::int32_t>(first_key == nullptr ? 0 : first_key[r] - key),
-                      static_cast<std::int32_t>(smaller(kBlock - 1, offset + first + r - key))};
+      const Open open{static_cast<std::int32_t>(see.first(r) - key),
+                      static_cast<std::int32_t>(smaller(kBlock - 1, see.last(r) - key))};
       const float shrink = softmax_row<Dot>(s.scores + r * kBlock, s.probabilities + r * kBlock, a.scale, open,
                                             s.largest[r], s.total[r]);
       float* sums = s.sums + r * p.d_columns;
@@ -131,11 +128,11 @@ void forward(const AttentionArguments& a) {
     const ForwardScratch<Dot> scratch(own, p);
 #pragma omp for schedule(static)
     for (std::int64_t pair = 0; pair < pairs; ++pair) {
-      const std::int64_t at = pair / a.kv_heads * a.keys * a.kv_stride + pair % a.kv_heads * a.head_size;
-      pack_columns<Dot>(static_cast<const T*>(a.k) + at, a.kv_stride, a.keys, p.keys, a.head_size, p.d,
-                        packed_keys + pair * p.keys * p.d);
-      pack_rows<Dot>(static_cast<const T*>(a.v) + at, a.kv_stride, a.keys, p.keys, a.head_size, p.d_columns,
-                     packed_values + pair * p.keys * p.d_columns);
+      const std::int64_t row = pair / a.kv_heads * a.keys, column = pair % a.kv_heads * a.head_size;
+      pack_columns<Dot>(static_cast<const T*>(a.k) + row * a.k_stride + column, a.k_stride, a.keys, p.keys, a.head_size,
+                        p.d, packed_keys + pair * p.keys * p.d);
+      pack_rows<Dot>(static_cast<const T*>(a.v) + row * a.v_stride + column, a.v_stride, a.keys, p.keys, a.head_size,
+                     p.d_columns, packed_values + pair * p.keys * p.d_columns);
     }
     // The last blocks have the most keys: they come first.
 #pragma omp for schedule(dynamic, 1)

@@ -19,22 +19,27 @@ struct AdamwConstants {
   float gradient_scale;
 };
 
-// Queries and keys of `batch` sequences; query i of a sequence stands at place keys - queries + i. Strides count
-// elements from row to row. dq, dk, dv: of the same strides as q, k, v.
+// Queries and keys of `batch` sequences. A query sees the keys first_key to last_key of its sequence. Strides count
+// elements from row to row.
 struct AttentionArguments {
-  std::int64_t batch, queries, keys, heads, kv_heads, head_size, q_stride, kv_stride;
+  std::int64_t batch, queries, keys, heads, kv_heads, head_size, q_stride, k_stride, v_stride;
   float scale;
   const void *q, *k, *v;
-  const std::int32_t* first_key;  // [batch * queries], or null
+  const std::int32_t* first_key;  // [batch * queries], or null: 0
+  const std::int32_t* last_key;   // [batch * queries], or null: keys - queries + i for query i of a sequence
   void* out;                      // [batch * queries, heads, head_size]
   float* lse;                     // [batch * queries, heads], or null
   const void* dout;
   void *dq, *dk, *dv;
+  std::int64_t dq_stride, dk_stride, dv_stride;
+  Type dkv_type;
   void* scratch;  // of the size that attention_scratch gives for the threads that run
 };
 
 #define DROPCYCLE_KERNELS(KERNEL)                                                                                      \
   KERNEL(convert, (Type from, const void* x, Type to, void* out, std::int64_t n))                                      \
+  KERNEL(copy_columns, (Type from, const void* x, std::int64_t x_stride, Type to, void* out, std::int64_t out_stride,  \
+                        std::int64_t rows, std::int64_t width))                                                        \
   KERNEL(add, (Type type, const void* a, const void* b, void* y, std::int64_t n))                                      \
   KERNEL(embedding_backward,                                                                                           \
          (Type type, const void* dy, const std::int32_t* tokens, float* dw, std::int64_t rows, std::int64_t width))    \
