@@ -34,11 +34,16 @@ class LocalCommunicator final : public Communicator {
     require(send.size() == recv.size(), "group {}: {} counts sent and {} received", name_, send.size(), recv.size());
     if (!send.empty()) std::memmove(recv.data(), send.data(), send.size_bytes());
   }
+  std::unique_ptr<Request> start_send(const Tensor&, int to, Channel) override { no_peer("start_send", to); }
+  std::unique_ptr<Request> start_receive(const Tensor&, int from, Channel) override { no_peer("start_receive", from); }
   void broadcast(void*, std::int64_t, int root) override { require(root == 0, "group {}: root {}", name_, root); }
   std::vector<std::string> all_gather_text(const std::string& text) override { return {text}; }
   void barrier() override {}
 
  private:
+  [[noreturn]] void no_peer(const char* call, int rank) const {
+    fail(Status::internal, "group {}: {} with rank {} of a group of one", name_, call, rank);
+  }
   void copy(const Tensor& x, const Tensor& out) const {
     require(x.dtype == out.dtype && x.elements() == out.elements(), "group {}: {} {} into {} {}", name_,
             dropcycle::name(x.dtype), to_string(x.shape), dropcycle::name(out.dtype), to_string(out.shape));

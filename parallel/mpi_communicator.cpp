@@ -8,7 +8,7 @@ namespace dropcycle {
 namespace {
 
 constexpr std::int64_t kMaxCount = std::numeric_limits<int>::max();
-constexpr std::int64_t kChunkElements = std::int64_t{1} << 28;  // of a collective cut into several calls
+constexpr std::int64_t kChunkElements = std::int64_t{1} << 28;  // of a collective or message cut into several calls
 
 MPI_Datatype summable_type(DType dtype) {
   switch (dtype) {
@@ -54,7 +54,7 @@ class RowType {
 
 class MpiRequest final : public Request {
  public:
-  MpiRequest(std::string_view group, int rank) : group_(group), rank_(rank) {}
+  MpiRequest(std::string_view group, int rank, const char* call) : group_(group), rank_(rank), call_(call) {}
   MpiRequest(const MpiRequest&) = delete;
   MpiRequest& operator=(const MpiRequest&) = delete;
   ~MpiRequest() override {
@@ -62,12 +62,10 @@ class MpiRequest final : public Request {
   }
   bool test() override {
     int done = 0;
-    check_mpi(MPI_Testall(count(), requests_.data(), &done, MPI_STATUSES_IGNORE), group_, rank_, "test of all_reduce");
+    check_mpi(MPI_Testall(count(), requests_.data(), &done, MPI_STATUSES_IGNORE), group_, rank_, call_);
     return done != 0;
   }
-  void wait() override {
-    check_mpi(MPI_Waitall(count(), requests_.data(), MPI_STATUSES_IGNORE), group_, rank_, "wait for all_reduce");
-  }
+  void wait() override { check_mpi(MPI_Waitall(count(), requests_.data(), MPI_STATUSES_IGNORE), group_, rank_, call_); }
   MPI_Request* add() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
 
  private:
@@ -75,6 +73,7 @@ class MpiRequest final : public Request {
   std::vector<MPI_Request> requests_;
   std::string group_;
   int rank_;
+  const char* call_;
 };
 
 class MpiCommunicator final : public Communicator {
@@ -94,7 +93,7 @@ class MpiCommunicator final : public Communicator {
 
   std::unique_ptr<Request> start_all_reduce(const Tensor& x) override {
     const MPI_Datatype type = summable_type(x.dtype);
-    auto request = std::make_unique<MpiRequest>(name_, rank_);
+    auto request = std::make_unique<MpiRequest>(name_, rank_, "wait for all_reduce");
     for_each_chunk(x.elements(), [&](std::int64_t first, int count) {
       check(MPI_Iallreduce(MPI_IN_PLACE, element(x, first), count, type, MPI_SUM, comm_.get(), request->add()),
             "start_all_reduce");
@@ -141,6 +140,26 @@ class MpiCommunicator final : public Communicator {
           "all_to_all_counts");
   }
 
+  std::unique_ptr<Request> start_send(const Tensor& x, int to, Channel channel) override {
+    auto request = message("wait for send", to);
+    for_each_chunk(x.bytes(), [&](std::int64_t first, int count) {
+      check(MPI_Isend(static_cast<std::byte*>(x.data) + first, count, MPI_BYTE, to, static_cast<int>(channel),
+                      comm_.get(), request->add()),
+            "start_send");
+    });
+    return request;
+  }
+
+  std::unique_ptr<Request> start_receive(const Tensor& out, int from, Channel channel) override {
+    auto request = message("wait for receive", from);
+    for_each_chunk(out.bytes(), [&](std::int64_t first, int count) {
+      check(MPI_Irecv(static_cast<std::byte*>(out.data) + first, count, MPI_BYTE, from, static_cast<int>(channel),
+                      comm_.get(), request->add()),
+            "start_receive");
+    });
+    return request;
+  }
+
   void broadcast(void* data, std::int64_t size_bytes, int root) override {
     for_each_chunk(size_bytes, [&](std::int64_t first, int count) {
       check(MPI_Bcast(static_cast<std::byte*>(data) + first, count, MPI_BYTE, root, comm_.get()), "broadcast");
@@ -173,6 +192,12 @@ class MpiCommunicator final : public Communicator {
   };
 
   void check(int code, const char* call) const { check_mpi(code, name_, rank_, call); }
+
+  std::unique_ptr<MpiRequest> message(const char* call, int peer) const {
+    require(peer >= 0 && peer < size_ && peer != rank_, "group {}: {} between rank {} and {} of {}", name_, call, rank_,
+            peer, size_);
+    return std::make_unique<MpiRequest>(name_, rank_, call);
+  }
 
   int as_count(std::int64_t count, const char* call) const {
     require(count >= 0 && count <= kMaxCount, "group {}: {} of {} elements or rows: MPI counts at most {} in one call",

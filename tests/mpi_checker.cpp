@@ -1,6 +1,7 @@
 // Linked into every test under mpirun (through MPI's profiling interface): before each collective all ranks of the
-// communicator compare operation, element type and counts; a difference, or a rank that stays away for half a minute,
-// ends the test with a line that says who called what.
+// communicator compare operation, element type and counts; a message must have the size that its receiver expects and
+// must have been received when its communicator dies. A difference, or a rank that stays away for half a minute, ends
+// the test with a line that says who called what.
 #include <mpi.h>
 
 #include <chrono>
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <vector>
 
 namespace {
@@ -87,9 +89,92 @@ void check_counts(MPI_Comm comm, const int* send, MPI_Datatype send_type, const 
   }
 }
 
+// Receives under way.
+struct Posted {
+  MPI_Comm comm = MPI_COMM_NULL;
+  int source = 0;
+  std::int64_t bytes = 0;
+};
+std::map<MPI_Request, Posted>& posted() {
+  static std::map<MPI_Request, Posted> receives;
+  return receives;
+}
+
+// What the requests are before MPI sets them to null.
+std::vector<Posted> take_posted(int count, const MPI_Request* requests) {
+  std::vector<Posted> result(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    if (const auto found = posted().find(requests[i]); found != posted().end()) result[i] = found->second;
+  }
+  return result;
+}
+
+void check_received(const std::vector<Posted>& receives, const std::vector<MPI_Request>& before,
+                    const std::vector<MPI_Status>& statuses) {
+  for (std::size_t i = 0; i < receives.size(); ++i) {
+    if (receives[i].comm == MPI_COMM_NULL) continue;
+    posted().erase(before[i]);
+    int bytes = 0;
+    PMPI_Get_count(&statuses[i], MPI_BYTE, &bytes);
+    if (bytes == receives[i].bytes) continue;
+    print_head(receives[i].comm, {.operation = "MPI_Irecv", .type = "bytes", .count = receives[i].bytes});
+    std::fprintf(stderr, "rank %d sends it %d bytes\n", receives[i].source, bytes);
+    PMPI_Abort(MPI_COMM_WORLD, 1);
+  }
+}
+
+int test_all(int count, MPI_Request* requests, int* done) {
+  const std::vector<Posted> receives = take_posted(count, requests);
+  const std::vector<MPI_Request> before(requests, requests + count);
+  std::vector<MPI_Status> statuses(static_cast<std::size_t>(count));
+  const int code = PMPI_Testall(count, requests, done, statuses.data());
+  if (code == MPI_SUCCESS && *done != 0) check_received(receives, before, statuses);
+  return code;
+}
+
 }  // namespace
 
 extern "C" {
+
+int MPI_Irecv(void* out, int count, MPI_Datatype type, int source, int tag, MPI_Comm comm, MPI_Request* request) {
+  int size = 0;
+  PMPI_Type_size(type, &size);
+  const int code = PMPI_Irecv(out, count, type, source, tag, comm, request);
+  posted()[*request] = {comm, source, std::int64_t{count} * size};
+  return code;
+}
+
+int MPI_Testall(int count, MPI_Request* requests, int* done, MPI_Status*) { return test_all(count, requests, done); }
+
+int MPI_Waitall(int count, MPI_Request* requests, MPI_Status*) {
+  const std::vector<Posted> receives = take_posted(count, requests);
+  const auto start = std::chrono::steady_clock::now();
+  for (int done = 0; done == 0;) {
+    if (const int code = test_all(count, requests, &done); code != MPI_SUCCESS) return code;
+    if (done != 0 || std::chrono::steady_clock::now() - start <= kPatience) continue;
+    for (const Posted& receive : receives) {
+      if (receive.comm == MPI_COMM_NULL) continue;
+      print_head(receive.comm, {.operation = "MPI_Irecv", .type = "bytes", .count = receive.bytes});
+      std::fprintf(stderr, "rank %d sends nothing\n", receive.source);
+      PMPI_Abort(MPI_COMM_WORLD, 1);
+    }
+    std::fprintf(stderr, "MPI checker: nobody receives a message, or a collective doesn't end\n");
+    PMPI_Abort(MPI_COMM_WORLD, 1);
+  }
+  return MPI_SUCCESS;
+}
+
+int MPI_Comm_free(MPI_Comm* comm) {
+  int waiting = 0;
+  MPI_Status status;
+  PMPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, *comm, &waiting, &status);
+  if (waiting != 0) {
+    print_head(*comm, {.operation = "MPI_Comm_free"});
+    std::fprintf(stderr, "a message of rank %d was never received\n", status.MPI_SOURCE);
+    PMPI_Abort(MPI_COMM_WORLD, 1);
+  }
+  return PMPI_Comm_free(comm);
+}
 
 int MPI_Allreduce(const void* in, void* out, int count, MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
   check(comm, "MPI_Allreduce", type, count);

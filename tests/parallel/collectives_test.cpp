@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "dropcycle/parallel/communicator.hpp"
@@ -206,6 +207,50 @@ TEST_CASE("all_to_all_counts transposes the table of counts") {
   }
 }
 
+TEST_CASE("send and receive are adjoint, also large and both ways at once") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  if (group.size() == 1) return;
+  const int to = (group.rank() + 1) % group.size(), from = (group.rank() + group.size() - 1) % group.size();
+  for (const std::int64_t n : {0, 1, 77, 3000000}) {
+    // A sends round the ring, its adjoint back: every rank sends before it receives.
+    std::vector<double> x = draw(7, group.rank(), n), ax(x.size()), y = draw(8, group.rank(), n), aty(x.size());
+    const auto sent = group.start_send(Tensor(x.data(), Shape{n}), to, Channel::forward);
+    const auto returned = group.start_send(Tensor(y.data(), Shape{n}), from, Channel::backward);
+    group.start_receive(Tensor(aty.data(), Shape{n}), to, Channel::backward)->wait();
+    group.start_receive(Tensor(ax.data(), Shape{n}), from, Channel::forward)->wait();
+    sent->wait();
+    returned->wait();
+    CHECK(ax == draw(7, from, n));
+    if (n > 0) check_adjoint(sum_over_ranks(dot(ax, y)), sum_over_ranks(dot(x, aty)));
+  }
+}
+
+TEST_CASE("messages of a channel are matched in the order in which they were sent") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  if (group.size() == 1) return;
+  const int to = (group.rank() + 1) % group.size(), from = (group.rank() + group.size() - 1) % group.size();
+  std::vector<std::vector<std::int32_t>> sent, received;
+  std::vector<std::unique_ptr<Request>> requests;
+  for (int i = 0; i < 6; ++i) {
+    sent.push_back(draw<std::int32_t>(20 + i, group.rank(), i * 40000));
+    received.emplace_back(sent.back().size());
+    const Shape shape{std::ssize(sent.back())};
+    requests.push_back(
+        group.start_send(Tensor(sent.back().data(), shape), to, i % 2 == 0 ? Channel::forward : Channel::backward));
+  }
+  // The other channel's messages may be taken first.
+  for (const int i : {1, 3, 5, 0, 2, 4}) {
+    std::vector<std::int32_t>& out = received[static_cast<std::size_t>(i)];
+    const auto request = group.start_receive(Tensor(out.data(), Shape{std::ssize(out)}), from,
+                                             i % 2 == 0 ? Channel::forward : Channel::backward);
+    while (!request->test()) {
+    }
+    CHECK(out == draw<std::int32_t>(20 + i, from, i * 40000));
+  }
+}
+
 TEST_CASE("maximum, broadcast and texts") {
   Groups groups = all_ranks();
   Communicator& group = groups.world();
@@ -316,6 +361,8 @@ TEST_CASE("misuse is refused before MPI sees it") {
       group.all_to_all(Tensor(x.data(), Shape{rows, 1}), negative, Tensor(out.data(), Shape{rows, 1}), negative),
       Error);
   CHECK_THROWS_AS(group.all_gather(Tensor(x.data(), Shape{rows}), Tensor(out.data(), Shape{rows - 1})), Error);
+  CHECK_THROWS_AS(group.start_send(Tensor(x.data(), Shape{8}), group.rank(), Channel::forward), Error);
+  CHECK_THROWS_AS(group.start_receive(Tensor(x.data(), Shape{8}), group.size(), Channel::forward), Error);
   if (group.size() > 1) {
     std::vector<BF16> halves(4);
     CHECK_THROWS_AS(group.all_reduce(Tensor(halves.data(), Shape{4})), Error);

@@ -38,7 +38,8 @@ UNCAUGHT = {ranks: start("uncaught", ranks) for ranks in (1, 2)}
 EARLY = start("early", 3)
 NO_WINDOWS = start("all", 2, environment={"OMPI_MCA_osc": "^sm,rdma,ucx,pt2pt"})
 REQUEUE = start("requeue", 2)
-CHECKED = {mode: start(mode, 2, CHECKER) for mode in ("equal", "operation", "type", "count", "rows")}
+CHECKED = {mode: start(mode, 2, CHECKER)
+           for mode in ("equal", "operation", "type", "count", "rows", "message", "unreceived")}
 
 
 class RuntimeTest(unittest.TestCase):
@@ -120,7 +121,9 @@ class CheckerTest(unittest.TestCase):
 
     def test_unequal_calls(self):
         for mode, word in (("operation", "MPI_Bcast"), ("type", "MPI_FLOAT"), ("count", "of 3 MPI_DOUBLE"),
-                           ("rows", "of 16 bytes; rank 0 sends it 8 bytes")):
+                           ("rows", "of 16 bytes; rank 0 sends it 8 bytes"),
+                           ("message", "MPI_Irecv of 16 bytes; rank 0 sends it 8 bytes"),
+                           ("unreceived", "a message of rank 0 was never received")):
             outcome = CHECKED[mode].result()
             self.assertEqual(outcome.code, 1)
             self.assertTrue(any(word in line for line in outcome.lines), (mode, outcome.lines))

@@ -1,6 +1,7 @@
 // Collectives. A communicator of one rank is a real object whose collectives do nothing but the local copy.
 // Every collective is declared beside its adjoint: all_reduce / identity, all_gather / reduce_scatter,
-// all_to_all / all_to_all with the counts exchanged. Sums only; 1/(global tokens) enters once, in the loss.
+// all_to_all / all_to_all with the counts exchanged, send / receive. Sums only; 1/(global tokens) enters once, in the
+// loss.
 //
 // All ranks of a group call the same collectives in the same order, from one thread. A sum has the same bits on all
 // ranks and in every run of the same layout. An MPI failure throws Error{peer} that names group, call and rank. While
@@ -19,7 +20,7 @@
 
 namespace dropcycle {
 
-// A collective under way; its tensors stay alive and untouched until it is done. The destructor waits too.
+// A collective or message under way; its tensors stay alive and untouched until it is done. The destructor waits too.
 class Request {
  public:
   virtual ~Request() = default;
@@ -28,6 +29,9 @@ class Request {
   // Returns when the result is there.
   virtual void wait() = 0;
 };
+
+// Messages of one channel between two ranks arrive in the order in which they were sent.
+enum class Channel { forward, backward };
 
 class Communicator {
  public:
@@ -51,6 +55,11 @@ class Communicator {
                           std::span<const std::int64_t> recv) = 0;
   // recv[r*n .. r*n+n) = rank r's send[this rank * n ..): n = send.size() / size values each way; for row counts.
   virtual void all_to_all_counts(std::span<const std::int64_t> send, std::span<std::int64_t> recv) = 0;
+  // x goes to rank `to`, which receives it into a tensor of the same type and size: the n-th message sent on a channel
+  // is the n-th received on it. Any type and size. Neither call waits, so ranks may send to each other at once.
+  // Adjoint: the gradient goes back, with start_receive where x was sent and start_send where it was received.
+  virtual std::unique_ptr<Request> start_send(const Tensor& x, int to, Channel channel) = 0;
+  virtual std::unique_ptr<Request> start_receive(const Tensor& out, int from, Channel channel) = 0;
   // data on every rank = data on `root`. Adjoint: the sum onto the root, which nothing here needs.
   virtual void broadcast(void* data, std::int64_t size_bytes, int root) = 0;
   // Every rank's text, in rank order, on every rank.
