@@ -140,18 +140,19 @@ hid_t driver() {
   return id;
 }
 
-// bfloat16 as an HDF5 type: sign bit 15, 8 exponent bits, 7 mantissa bits.
-hid_t make_bf16_type() {
+// A floating type of 16 bits: the sign, `exponent_bits`, and the fraction.
+hid_t make_short_float(std::size_t exponent_bits, std::size_t bias) {
+  const std::size_t fraction_bits = 15 - exponent_bits;
   const hid_t type = check(H5Tcopy(H5T_IEEE_F32LE), "H5Tcopy");
-  check(H5Tset_fields(type, 15, 7, 8, 0, 7), "H5Tset_fields");
+  check(H5Tset_fields(type, 15, fraction_bits, exponent_bits, 0, fraction_bits), "H5Tset_fields");
   check(H5Tset_precision(type, 16), "H5Tset_precision");
   check(H5Tset_size(type, 2), "H5Tset_size");
-  check(H5Tset_ebias(type, 127), "H5Tset_ebias");
+  check(H5Tset_ebias(type, bias), "H5Tset_ebias");
   return type;
 }
 
 hid_t hdf5_type(DType dtype) {
-  static const hid_t bf16 = make_bf16_type();
+  static const hid_t bf16 = make_short_float(8, 127), f16 = make_short_float(5, 15);
   switch (dtype) {
     case DType::f64:
       return H5T_IEEE_F64LE;
@@ -159,6 +160,8 @@ hid_t hdf5_type(DType dtype) {
       return H5T_IEEE_F32LE;
     case DType::bf16:
       return bf16;
+    case DType::f16:
+      return f16;
     case DType::i32:
       return H5T_STD_I32LE;
   }

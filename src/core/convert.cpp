@@ -10,6 +10,7 @@ namespace {
 double widen(double value) { return value; }
 float widen(float value) { return value; }
 float widen(BF16 value) { return static_cast<float>(value); }
+float widen(F16 value) { return static_cast<float>(value); }
 
 template <class To, class From>
 To narrow(From value) {
@@ -18,6 +19,10 @@ To narrow(From value) {
 template <>
 BF16 narrow<BF16, double>(double value) {
   return BF16(static_cast<float>(value));
+}
+template <>
+F16 narrow<F16, double>(double value) {
+  return F16(static_cast<float>(value));
 }
 
 template <class From, class To>
@@ -36,6 +41,8 @@ void convert_from(const void* from, void* to, DType to_type, std::int64_t count)
       return convert_all<From, float>(from, to, count);
     case DType::bf16:
       return convert_all<From, BF16>(from, to, count);
+    case DType::f16:
+      return convert_all<From, F16>(from, to, count);
     case DType::i32:
       break;
   }
@@ -56,6 +63,8 @@ void convert(const void* from, DType from_type, void* to, DType to_type, std::in
       return convert_from<float>(from, to, to_type, count);
     case DType::bf16:
       return convert_from<BF16>(from, to, to_type, count);
+    case DType::f16:
+      return convert_from<F16>(from, to, to_type, count);
     case DType::i32:
       break;
   }

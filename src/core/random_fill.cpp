@@ -123,6 +123,8 @@ void RandomStream::fill_normal(Tensor out, std::uint64_t first, double mean, dou
       return fill(out.as<float>(), [](double x) { return static_cast<float>(x); });
     case DType::bf16:
       return fill(out.as<BF16>(), [](double x) { return BF16(static_cast<float>(x)); });
+    case DType::f16:
+      return fill(out.as<F16>(), [](double x) { return F16(static_cast<float>(x)); });
     case DType::i32:
       fail(Status::internal, "normal numbers can't be drawn into integers");
   }

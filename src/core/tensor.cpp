@@ -16,15 +16,17 @@ std::string_view name(DType dtype) {
       return "bf16";
     case DType::i32:
       return "i32";
+    case DType::f16:
+      return "f16";
   }
   return "unknown";
 }
 
 DType parse_dtype(std::string_view text) {
-  for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::i32}) {
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::i32, DType::f16}) {
     if (text == name(dtype)) return dtype;
   }
-  fail(Status::usage, "unknown element type '{}': expected f64, f32, bf16 or i32", text);
+  fail(Status::usage, "unknown element type '{}': expected f64, f32, bf16, i32 or f16", text);
 }
 
 Shape::Shape(std::initializer_list<std::int64_t> sizes)

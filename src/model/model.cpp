@@ -23,6 +23,9 @@ bool is_finite(const Tensor& x) {
     case DType::bf16:
       return std::all_of(x.as<BF16>(), x.as<BF16>() + x.elements(),
                          [](BF16 v) { return std::isfinite(static_cast<float>(v)); });
+    case DType::f16:
+      return std::all_of(x.as<F16>(), x.as<F16>() + x.elements(),
+                         [](F16 v) { return std::isfinite(static_cast<float>(v)); });
     case DType::i32:
       return true;
   }

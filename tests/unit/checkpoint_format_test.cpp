@@ -34,11 +34,12 @@ struct Model {
   TestTensor scalar{DType::f64, Shape{}, "scalar"};
   TestTensor moment{DType::f32, {17, 24}, "moment"};
   TestTensor half{DType::bf16, {2, 3, 5, 7}, "half"};
+  TestTensor binary16{DType::f16, {3, 2}, "binary16"};
 
   std::vector<StateTensors> state() const {
     return {{"weight",
              {whole("embedding", embedding.tensor()), whole("final_norm", norm.tensor()),
-              whole("scalar", scalar.tensor()), whole("half", half.tensor())}},
+              whole("scalar", scalar.tensor()), whole("half", half.tensor()), whole("binary16", binary16.tensor())}},
             {"m", {whole("embedding", moment.tensor())}}};
   }
 };
@@ -217,7 +218,7 @@ TEST_CASE("a manifest with a seal but with lies in it is refused") {
   };
   CHECK(lie("rank_00000.h5", "../../etc/passwd").find("file name") != std::string::npos);
   CHECK(lie("\"format_version\": 1", "\"format_version\": 2").find("format version 2") != std::string::npos);
-  CHECK(lie("\"f32\"", "\"f16\"").find("f16") != std::string::npos);
+  CHECK(lie("\"f32\"", "\"f17\"").find("f17") != std::string::npos);
   CHECK(lie("\"file\": 0", "\"file\": 1").find("file number 1") != std::string::npos);
   CHECK(!lie("\"byte_offset\": ", "\"byte_offset\": 1844674407370955").empty());
   CHECK(!lie("   17,\n", "   4611686018427387904,\n").empty());

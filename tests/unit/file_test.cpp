@@ -143,6 +143,36 @@ TEST_CASE("conversions round to nearest even and keep what isn't finite") {
   CHECK_THROWS_AS(convert(values, DType::f64, single, DType::i32, 1), Error);
 }
 
+TEST_CASE(
+    "f16: every value goes through f32 unchanged, and every value between two rounds to the nearer, ties to even") {
+  const auto half = [](float value) { return F16(value).bits; };
+  const auto single = [](std::uint16_t bits) {
+    F16 value;
+    value.bits = bits;
+    return static_cast<float>(value);
+  };
+  CHECK(single(0x3c01) == 1.0009765625F);
+  CHECK(single(0x0001) == 0x1p-24F);
+  CHECK(single(0xfbff) == -65504.0F);
+  int wrong = 0;
+  for (std::uint16_t bits = 0; bits < 0x7c00; ++bits) {
+    const float low = single(bits), high = bits == 0x7bff ? 65536.0F : single(static_cast<std::uint16_t>(bits + 1));
+    const float middle = (low + high) / 2;  // exact in f32
+    const auto even = static_cast<std::uint16_t>(bits + bits % 2);
+    wrong += half(low) != bits || half(-low) != (bits | 0x8000) || half(middle) != even ||
+             half(std::nextafter(middle, 0.0F)) != bits || half(std::nextafter(middle, high)) != bits + 1;
+  }
+  CHECK(wrong == 0);
+  CHECK(half(std::numeric_limits<float>::infinity()) == 0x7c00);
+  CHECK(std::isnan(single(half(std::numeric_limits<float>::quiet_NaN()))));
+  CHECK(std::isnan(single(0xfc01)));
+  CHECK(std::isinf(single(0x7c00)));
+  const double wide = 65519.99999999;  // through f32: 65520, which rounds up to infinity
+  F16 out;
+  convert(&wide, DType::f64, &out, DType::f16, 1);
+  CHECK(out.bits == 0x7c00);
+}
+
 TEST_CASE("the runs of a shard are its elements in order, each stretch as long as it can be") {
   const Shape global{3, 4, 5};
   for (const auto& [offset, shape, runs] : {std::tuple{Shape{0, 0, 0}, Shape{3, 4, 5}, 1},

@@ -7,7 +7,8 @@
 
 namespace dropcycle {
 
-enum class DType : std::uint8_t { f64, f32, bf16, i32 };
+// f16 is a type of storage only: files hold it, nothing computes with it.
+enum class DType : std::uint8_t { f64, f32, bf16, i32, f16 };
 
 // bfloat16: the upper half of an IEEE binary32.
 struct BF16 {
@@ -27,6 +28,38 @@ struct BF16 {
   explicit operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 };
 
+// IEEE binary16: sign, 5 exponent bits (bias 15), 10 fraction bits.
+struct F16 {
+  std::uint16_t bits = 0;
+
+  F16() = default;
+  // Rounds to nearest, ties to even; above 65504 (where it would round up) is infinity, NaN stays NaN.
+  explicit F16(float value) {
+    const std::uint32_t word = std::bit_cast<std::uint32_t>(value), sign = (word >> 16) & 0x8000U;
+    const std::uint32_t magnitude = word & 0x7fffffffU;
+    std::uint32_t half = 0;
+    if (magnitude > 0x7f800000U) {
+      half = 0x7e00U | ((magnitude >> 13) & 0x3ffU);
+    } else if (magnitude >= 0x477ff000U) {  // 65520, halfway to what would be next
+      half = 0x7c00U;
+    } else if (magnitude < 0x38800000U) {  // below 2^-14 the steps are 2^-24, as those of a float in [0.5, 1)
+      half = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5F) - 0x3f000000U;
+    } else {
+      half = (magnitude + 0xfffU + ((magnitude >> 13) & 1U) - 0x38000000U) >> 13;
+    }
+    bits = static_cast<std::uint16_t>(sign | half);
+  }
+  explicit operator float() const {
+    const std::uint32_t sign = (bits & 0x8000U) << 16U, exponent = (bits >> 10U) & 31U, fraction = bits & 0x3ffU;
+    if (exponent == 0) {  // fraction * 2^-24
+      const float magnitude = static_cast<float>(fraction) * 0x1p-24F;
+      return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(magnitude));
+    }
+    const std::uint32_t wide = exponent == 31 ? 255U : exponent + 112U;
+    return std::bit_cast<float>(sign | (wide << 23U) | (fraction << 13U));
+  }
+};
+
 constexpr std::int64_t size_bytes(DType dtype) {
   switch (dtype) {
     case DType::f64:
@@ -34,6 +67,7 @@ constexpr std::int64_t size_bytes(DType dtype) {
     case DType::f32:
       return 4;
     case DType::bf16:
+    case DType::f16:
       return 2;
     case DType::i32:
       return 4;
@@ -41,7 +75,7 @@ constexpr std::int64_t size_bytes(DType dtype) {
   return 0;
 }
 
-// "f64", "f32", "bf16", "i32".
+// "f64", "f32", "bf16", "i32", "f16".
 std::string_view name(DType dtype);
 // The inverse of name(); throws Error{usage} for anything else.
 DType parse_dtype(std::string_view text);
@@ -59,6 +93,10 @@ struct DTypeOf<float> {
 template <>
 struct DTypeOf<BF16> {
   static constexpr DType value = DType::bf16;
+};
+template <>
+struct DTypeOf<F16> {
+  static constexpr DType value = DType::f16;
 };
 template <>
 struct DTypeOf<std::int32_t> {

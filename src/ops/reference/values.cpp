@@ -21,6 +21,8 @@ std::vector<double> read(const Tensor& x) {
     case DType::i32:
       copy(x.as<std::int32_t>(), [](std::int32_t v) { return static_cast<double>(v); });
       break;
+    case DType::f16:
+      fail(Status::internal, "f16 isn't computed with");
   }
   return values;
 }
@@ -46,6 +48,8 @@ void write(const std::vector<double>& values, const Tensor& out) {
       return copy(out.as<BF16>(), [](double v) { return BF16(static_cast<float>(v)); });
     case DType::i32:
       return copy(out.as<std::int32_t>(), [](double v) { return static_cast<std::int32_t>(v); });
+    case DType::f16:
+      fail(Status::internal, "f16 isn't computed with");
   }
 }
 
