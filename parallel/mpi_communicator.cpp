@@ -4,6 +4,8 @@
 #include <exception>
 #include <limits>
 
+#include "exchange.hpp"
+
 namespace dropcycle {
 namespace {
 
@@ -89,34 +91,45 @@ class MpiCommunicator final : public Communicator {
   int size() const override { return size_; }
   const std::string& name() const override { return name_; }
 
-  void all_reduce(const Tensor& x) override { reduce(x, MPI_SUM, "all_reduce"); }
+  void all_reduce(const Tensor& x) override {
+    count(Collective::all_reduce, x.bytes());
+    reduce(x, MPI_SUM, "all_reduce");
+  }
+  void sum(std::span<double> values) override {
+    reduce(Tensor(values.data(), Shape{std::ssize(values)}), MPI_SUM, "sum");
+  }
   void all_reduce_max(const Tensor& x) override { reduce(x, MPI_MAX, "all_reduce_max"); }
 
+  std::unique_ptr<Request> start_reduce_scatter(const Tensor& x) override {
+    count(Collective::reduce_scatter, x.bytes());
+    return start_exchange(next_exchange(), x, true, false);
+  }
+  std::unique_ptr<Request> start_all_gather(const Tensor& x) override {
+    count(Collective::all_gather, x.bytes());
+    return start_exchange(next_exchange(), x, false, true);
+  }
   std::unique_ptr<Request> start_all_reduce(const Tensor& x) override {
-    const MPI_Datatype type = summable_type(x.dtype);
-    auto request = std::make_unique<MpiRequest>(name_, rank_, "wait for all_reduce");
-    for_each_chunk(x.elements(), [&](std::int64_t first, int count) {
-      check(MPI_Iallreduce(MPI_IN_PLACE, element(x, first), count, type, MPI_SUM, comm_.get(), request->add()),
-            "start_all_reduce");
-    });
-    return request;
+    count(Collective::all_reduce, x.bytes());
+    return start_exchange(next_exchange(), x, true, true);
   }
 
   void all_gather(const Tensor& x, const Tensor& out) override {
     require(x.dtype == out.dtype && out.elements() == size_ * x.elements(), "group {}: all_gather of {} into {}", name_,
             to_string(x.shape), to_string(out.shape));
     if (x.elements() == 0) return;
+    count(Collective::all_gather, out.bytes());
     const std::int64_t rows = x.shape.dims() == 0 ? 1 : x.shape[0];
     const RowType row(as_count(x.bytes() / rows, "all_gather"));
-    const int count = as_count(rows, "all_gather");
-    check(MPI_Allgather(x.data, count, row.get(), out.data, count, row.get(), comm_.get()), "all_gather");
+    const int row_count = as_count(rows, "all_gather");
+    check(MPI_Allgather(x.data, row_count, row.get(), out.data, row_count, row.get(), comm_.get()), "all_gather");
   }
 
   void reduce_scatter(const Tensor& x, const Tensor& out) override {
     require(x.dtype == out.dtype && x.elements() == size_ * out.elements(), "group {}: reduce_scatter of {} into {}",
             name_, to_string(x.shape), to_string(out.shape));
-    const int count = as_count(out.elements(), "reduce_scatter");
-    check(MPI_Reduce_scatter_block(x.data, out.data, count, summable_type(x.dtype), MPI_SUM, comm_.get()),
+    count(Collective::reduce_scatter, x.bytes());
+    const int elements = as_count(out.elements(), "reduce_scatter");
+    check(MPI_Reduce_scatter_block(x.data, out.data, elements, summable_type(x.dtype), MPI_SUM, comm_.get()),
           "reduce_scatter");
   }
 
@@ -127,6 +140,7 @@ class MpiCommunicator final : public Communicator {
             dropcycle::name(x.dtype), to_string(x.shape), dropcycle::name(out.dtype), to_string(out.shape));
     const Counts sent = counts(send, x, "sent from"), received = counts(recv, out, "received into");
     const RowType row(as_count(row_bytes, "all_to_all"));
+    count(Collective::all_to_all, (sent.total - send[static_cast<std::size_t>(rank_)]) * row_bytes);
     check(MPI_Alltoallv(x.data, sent.rows.data(), sent.first.data(), row.get(), out.data, received.rows.data(),
                         received.first.data(), row.get(), comm_.get()),
           "all_to_all");
@@ -142,6 +156,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Request> start_send(const Tensor& x, int to, Channel channel) override {
+    count(Collective::send, x.bytes());
     auto request = message("wait for send", to);
     for_each_chunk(x.bytes(), [&](std::int64_t first, int count) {
       check(MPI_Isend(static_cast<std::byte*>(x.data) + first, count, MPI_BYTE, to, static_cast<int>(channel),
@@ -239,9 +254,17 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
+  // Ranks start exchanges in the same order, so that all give one the same number.
+  Exchange next_exchange() {
+    constexpr int kNumbers = 1 << 13, kFirstTag = 1 + static_cast<int>(Channel::backward);
+    const int tag = kFirstTag + 2 * (exchanges_++ % kNumbers);
+    return {comm_.get(), name_, rank_, size_, tag, spare_};
+  }
+
   std::string name_;
   CommHandle comm_;
-  int rank_ = 0, size_ = 1;
+  int rank_ = 0, size_ = 1, exchanges_ = 0;
+  SpareBuffers spare_;
 };
 
 }  // namespace

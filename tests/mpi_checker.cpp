@@ -181,12 +181,6 @@ int MPI_Allreduce(const void* in, void* out, int count, MPI_Datatype type, MPI_O
   return PMPI_Allreduce(in, out, count, type, op, comm);
 }
 
-int MPI_Iallreduce(const void* in, void* out, int count, MPI_Datatype type, MPI_Op op, MPI_Comm comm,
-                   MPI_Request* request) {
-  check(comm, "MPI_Iallreduce", type, count);
-  return PMPI_Iallreduce(in, out, count, type, op, comm, request);
-}
-
 int MPI_Allgather(const void* in, int in_count, MPI_Datatype in_type, void* out, int out_count, MPI_Datatype out_type,
                   MPI_Comm comm) {
   check(comm, "MPI_Allgather", in_type, in_count);

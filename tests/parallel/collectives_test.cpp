@@ -137,6 +137,85 @@ TEST_CASE("all_gather and reduce_scatter are adjoint") {
   }
 }
 
+TEST_CASE("started sums and gathers of pieces: rank order, untouched neighbours, any order of ending") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  const int ranks = group.size();
+  for (const std::int64_t n : {0, 1, 2, 3, 7, 1000, 100003}) {
+    const Piece own = piece_of(n, group.rank(), ranks);
+    const auto inside = [&](std::int64_t i) { return i >= own.first && i < own.first + own.count; };
+    std::vector<float> scattered = draw<float>(1, group.rank(), n), gathered = scattered, reduced = scattered;
+    const auto first = group.start_reduce_scatter(Tensor(scattered.data(), Shape{n}));
+    const auto second = group.start_all_gather(Tensor(gathered.data(), Shape{n}));
+    group.start_all_reduce(Tensor(reduced.data(), Shape{n}))->wait();
+    second->wait();
+    while (!first->test()) {
+    }
+    std::int64_t wrong = 0;
+    std::vector<std::vector<float>> all;
+    for (int r = 0; r < ranks; ++r) all.push_back(draw<float>(1, r, n));
+    for (int r = 0; r < ranks; ++r) {
+      const Piece piece = piece_of(n, r, ranks);
+      for (std::int64_t i = piece.first; i < piece.first + piece.count; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        float sum = all[0][at];
+        for (int other = 1; other < ranks; ++other) sum += all[static_cast<std::size_t>(other)][at];
+        const float before = all[static_cast<std::size_t>(group.rank())][at];
+        wrong += scattered[at] != (inside(i) ? sum : before);
+        wrong += gathered[at] != all[static_cast<std::size_t>(r)][at];
+        wrong += reduced[at] != sum;
+      }
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("started all_gather and reduce_scatter are adjoint") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  const std::int64_t n = 1001;
+  const Piece own = piece_of(n, group.rank(), group.size());
+  const auto part = [&](const std::vector<double>& x) {
+    return std::vector<double>(x.begin() + own.first, x.begin() + own.first + own.count);
+  };
+  const std::vector<double> x = draw(3, group.rank(), n), y = draw(4, group.rank(), n);
+  std::vector<double> ax = x, aty = y;
+  group.start_all_gather(Tensor(ax.data(), Shape{n}))->wait();
+  group.start_reduce_scatter(Tensor(aty.data(), Shape{n}))->wait();
+  check_adjoint(sum_over_ranks(dot(ax, y)), sum_over_ranks(dot(part(x), part(aty))));
+}
+
+TEST_CASE("bytes are counted by the ring's volumes") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  const double n = group.size(), share = (n - 1) / n;
+  const auto ranks = static_cast<std::size_t>(group.size());
+  std::vector<float> x(12 * ranks), out(12 * ranks);
+  const Tensor whole(x.data(), Shape{12 * group.size()}), part(out.data(), Shape{12});
+  const auto counted = [&](Collective kind, double bytes, auto call) {
+    CAPTURE(std::string(name(kind)));
+    Traffic before = group.traffic();
+    call();
+    Traffic sent = group.traffic();
+    sent -= before;
+    CHECK(sent[kind] == bytes);
+    CHECK(sent.total() == bytes);
+  };
+  const double bytes = 48 * n;
+  counted(Collective::all_reduce, 2 * share * bytes, [&] { group.all_reduce(whole); });
+  counted(Collective::all_reduce, 2 * share * bytes, [&] { group.start_all_reduce(whole)->wait(); });
+  counted(Collective::reduce_scatter, share * bytes, [&] { group.reduce_scatter(whole, part); });
+  counted(Collective::reduce_scatter, share * bytes, [&] { group.start_reduce_scatter(whole)->wait(); });
+  counted(Collective::all_gather, share * bytes, [&] { group.all_gather(part, whole); });
+  counted(Collective::all_gather, share * bytes, [&] { group.start_all_gather(whole)->wait(); });
+  const std::vector<std::int64_t> rows(ranks, 2);
+  const Tensor from(x.data(), Shape{4 * group.size(), 3}), to(out.data(), Shape{4 * group.size(), 3});
+  counted(Collective::all_to_all, 24 * (n - 1), [&] { group.all_to_all(from, rows, to, rows); });
+  double number = 1;
+  counted(Collective::all_reduce, 0, [&] { group.sum({&number, 1}); });
+  CHECK(number == n);
+}
+
 TEST_CASE("all_to_all and its exchange of counts are adjoint, with empty pairs") {
   Groups groups = all_ranks();
   Communicator& group = groups.world();

@@ -8,6 +8,7 @@
 // an exception unwinds, nothing here waits for another rank.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -17,6 +18,7 @@
 
 #include "dropcycle/core/tensor.hpp"
 #include "dropcycle/parallel/topology.hpp"
+#include "dropcycle/parallel/traffic.hpp"
 
 namespace dropcycle {
 
@@ -30,6 +32,16 @@ class Request {
   virtual void wait() = 0;
 };
 
+// Elements [first, first + count) of a flat array.
+struct Piece {
+  std::int64_t first = 0, count = 0;
+};
+// Rank r's piece of N elements on n ranks: [r c, min(N, (r+1) c)) with c = ceil(N / n), perhaps none.
+constexpr Piece piece_of(std::int64_t elements, int rank, int ranks) {
+  const std::int64_t count = (elements + ranks - 1) / ranks, first = std::min(elements, rank * count);
+  return {first, std::min(count, elements - first)};
+}
+
 // Messages of one channel between two ranks arrive in the order in which they were sent.
 enum class Channel { forward, backward };
 
@@ -42,6 +54,15 @@ class Communicator {
 
   // x = Σ over ranks of x, in place (f64, f32, i32). Adjoint: identity on each rank's gradient.
   virtual void all_reduce(const Tensor& x) = 0;
+  // The same of a few numbers, as control traffic (traffic.hpp).
+  virtual void sum(std::span<double> values) = 0;
+  // In place, in pieces (piece_of): this rank's piece of x = Σ over ranks of that piece, added in the order of the
+  // ranks, so that the bits depend neither on the size of x nor on what else is gathered or reduced (f64, f32, i32).
+  // The other pieces stay what they are.
+  virtual std::unique_ptr<Request> start_reduce_scatter(const Tensor& x) = 0;
+  // In place, in pieces: every piece of x = what its rank holds. Any type.
+  virtual std::unique_ptr<Request> start_all_gather(const Tensor& x) = 0;
+  // start_reduce_scatter and start_all_gather, one after the other.
   virtual std::unique_ptr<Request> start_all_reduce(const Tensor& x) = 0;
   // x = greatest over ranks, in place (f64, f32, i32), for control values; unspecified where a rank holds NaN.
   virtual void all_reduce_max(const Tensor& x) = 0;
@@ -65,6 +86,18 @@ class Communicator {
   // Every rank's text, in rank order, on every rank.
   virtual std::vector<std::string> all_gather_text(const std::string& text) = 0;
   virtual void barrier() = 0;
+
+  // Bytes that this rank sent in this group so far.
+  const Traffic& traffic() const { return traffic_; }
+
+ protected:
+  // One collective on a tensor of `bytes` bytes in all (traffic.hpp).
+  void count(Collective kind, std::int64_t bytes) {
+    traffic_[kind] += bytes_sent(kind, size(), static_cast<double>(bytes));
+  }
+
+ private:
+  Traffic traffic_;
 };
 
 // A group of one: sums are the value itself, gathers and exchanges are copies (none where x and out are the same
