@@ -46,6 +46,12 @@ std::string_view name(GroupKind kind) {
       return "dp";
     case GroupKind::pp:
       return "pp";
+    case GroupKind::stage:
+      return "stage";
+    case GroupKind::sequence:
+      return "sequence";
+    case GroupKind::embedding:
+      return "embedding";
     case GroupKind::dense_gradient:
       return "dense_gradient";
     case GroupKind::etp:
@@ -146,6 +152,16 @@ std::vector<int> Topology::members(GroupKind kind, int rank) const {
       break;
     case GroupKind::pp:
       stride = stage_size(), first = rank - at.pp * stride, count = pp;
+      break;
+    case GroupKind::stage:
+      first = at.pp * stage_size(), count = stage_size();
+      break;
+    case GroupKind::sequence:
+      first = rank - at.tp - tp * at.cp, count = tp * cp;
+      break;
+    case GroupKind::embedding:
+      if (at.pp != 0 && at.pp != pp - 1) break;
+      first = rank % stage_size(), stride = stage_size() * (pp - 1), count = pp == 1 ? 1 : 2;
       break;
     case GroupKind::dense_gradient:
       stride = tp, first = rank - (at.cp + cp * at.dp) * stride, count = cp * dp;

@@ -106,7 +106,7 @@ Model::Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType co
 }
 
 void Model::weights_changed() {
-  for (const GradientGroup group : {GradientGroup::dense, GradientGroup::expert}) {
+  for (const GradientGroup group : kGradientGroups) {
     if (store_.weights(group)) ops_.convert(store_.masters(group), store_.weights(group));
   }
   store_.advance_version();
@@ -183,7 +183,7 @@ void Model::layer_backward(Context& c, std::size_t l, const Microbatch& batch, c
 
 void Model::report_ready(const std::string& prefix, const GradientsReady& ready) const {
   if (!ready) return;
-  for (const GradientGroup group : {GradientGroup::dense, GradientGroup::expert}) {
+  for (const GradientGroup group : kGradientGroups) {
     const FlatRange range = store_.range_of(prefix, group);
     if (range.last > range.first) ready(range);
   }

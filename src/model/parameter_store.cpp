@@ -15,14 +15,15 @@ ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, DType compute)
     : specs_(std::move(specs)), compute_(compute) {
   for (std::size_t i = 0; i < specs_.size(); ++i) {
     const ParameterSpec& spec = specs_[i];
-    std::int64_t& end = flats_[index(spec.group)].elements;
+    std::int64_t& end = flats_[spec.group].elements;
     const bool continues = i > 0 && !spec.block.empty() && specs_[i - 1].block == spec.block;
     if (!continues) end = (end + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
-    ranges_.push_back({spec.group, end, end + spec.shape.elements()});
-    end += spec.shape.elements();
+    ranges_.push_back({spec.group, end, end + spec.local_shape().elements()});
+    end = ranges_.back().last;
     require(by_name_.emplace(spec.name, i).second, "parameter {} is declared twice", spec.name);
   }
-  for (Flat& flat : flats_) {
+  for (const GradientGroup group : kGradientGroups) {
+    Flat& flat = flats_[group];
     const DType acc = accumulator_of(compute);
     flat.master = OwnedTensor(acc, {flat.elements});
     flat.gradient = OwnedTensor(acc, {flat.elements});
@@ -56,7 +57,7 @@ const ParameterSpec& ParameterStore::block_start(const std::string& first_name, 
 Tensor ParameterStore::weight(const std::string& first_name, const Shape& shape) const {
   FlatRange range;
   const ParameterSpec& spec = block_start(first_name, shape, range);
-  const Flat& flat = flats_[index(range.group)];
+  const Flat& flat = flats_[range.group];
   const bool master = spec.full_precision() || !flat.weight.view();
   return slice(master ? flat.master : flat.weight, range.first, shape);
 }
@@ -64,27 +65,31 @@ Tensor ParameterStore::weight(const std::string& first_name, const Shape& shape)
 Tensor ParameterStore::gradient(const std::string& first_name, const Shape& shape) const {
   FlatRange range;
   block_start(first_name, shape, range);
-  return slice(flats_[index(range.group)].gradient, range.first, shape);
+  return slice(flats_[range.group].gradient, range.first, shape);
 }
 
-std::vector<ShardedTensor> ParameterStore::sharded(const Tensor& dense, const Tensor& expert, bool dense_writer,
-                                                   bool expert_writer) const {
+std::vector<ShardedTensor> ParameterStore::sharded(const PerGroup<Tensor>& flats, const PerGroup<bool>& writes) const {
   std::vector<ShardedTensor> parts;
   for (std::size_t i = 0; i < specs_.size(); ++i) {
-    const bool is_dense = specs_[i].group == GradientGroup::dense;
-    const std::int64_t zeros[Shape::kMaxDims] = {};
-    const Shape& shape = specs_[i].shape;
-    parts.push_back({.name = specs_[i].name,
-                     .global_shape = shape,
-                     .offset = Shape(std::span(zeros, static_cast<std::size_t>(shape.dims()))),
-                     .local = slice(is_dense ? dense : expert, ranges_[i].first, shape),
-                     .writer = is_dense ? dense_writer : expert_writer});
+    const ParameterSpec& spec = specs_[i];
+    const Shape local = spec.local_shape();
+    parts.push_back({.name = spec.name,
+                     .global_shape = spec.shape,
+                     .offset = spec.offset(),
+                     .local = slice(flats[spec.group], ranges_[i].first, local),
+                     .writer = writes[spec.group] && spec.owner && local.elements() > 0});
   }
   return parts;
 }
 
-std::vector<ShardedTensor> ParameterStore::sharded_masters(bool dense_writer, bool expert_writer) const {
-  return sharded(flats_[0].master, flats_[1].master, dense_writer, expert_writer);
+std::vector<ShardedTensor> ParameterStore::sharded_masters() const {
+  return sharded(PerGroup<Tensor>::of([&](GradientGroup group) { return masters(group); }),
+                 PerGroup<bool>::of([](GradientGroup) { return true; }));
+}
+
+std::vector<ShardedTensor> ParameterStore::sharded_gradients() const {
+  return sharded(PerGroup<Tensor>::of([&](GradientGroup group) { return gradients(group); }),
+                 PerGroup<bool>::of([](GradientGroup) { return true; }));
 }
 
 }  // namespace dropcycle

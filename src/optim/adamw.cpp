@@ -20,10 +20,10 @@ double learning_rate_at(const OptimizerConfig& c, std::int64_t steps, std::int64
 AdamW::AdamW(Model& model, const Groups& groups, const OptimizerConfig& config)
     : model_(model), groups_(groups), config_(config) {
   const ParameterStore& store = model.parameters();
-  for (const GradientGroup group : {GradientGroup::dense, GradientGroup::expert}) {
+  for (const GradientGroup group : kGradientGroups) {
     const Shape shape{store.elements(group)};
     const DType acc = accumulator_of(store.compute());
-    moments_[group == GradientGroup::expert] = {OwnedTensor(acc, shape), OwnedTensor(acc, shape)};
+    moments_[group] = {OwnedTensor(acc, shape), OwnedTensor(acc, shape)};
     for (std::size_t i = 0; i < store.specs().size(); ++i) {
       if (store.specs()[i].group != group) continue;
       const double decay = decay_of(store.specs()[i].role);
@@ -45,11 +45,25 @@ double AdamW::decay_of(Role role) const {
   return excluded ? 0 : config_.weight_decay;
 }
 
-double AdamW::gradient_norm() const {
+double AdamW::squared_norm(GradientGroup group) const {
   const ParameterStore& store = model_.parameters();
-  double experts = model_.ops().squared_norm(store.gradients(GradientGroup::expert));
+  const Tensor gradients = store.gradients(group);
+  double sum = 0;
+  std::int64_t first = 0;  // of the elements not counted yet
+  for (std::size_t i = 0; i < store.specs().size(); ++i) {
+    if (store.specs()[i].group != group || store.specs()[i].owner) continue;
+    sum += model_.ops().squared_norm(gradients.rows(first, store.range(i).first - first));
+    first = store.range(i).last;
+  }
+  return sum + model_.ops().squared_norm(gradients.rows(first, gradients.elements() - first));
+}
+
+double AdamW::gradient_norm() const {
+  double dense = squared_norm(GradientGroup::dense), experts = squared_norm(GradientGroup::expert);
+  groups_[GroupKind::tp].all_reduce(Tensor(&dense, {1}));
+  groups_[GroupKind::etp].all_reduce(Tensor(&experts, {1}));
   groups_[GroupKind::ep].all_reduce(Tensor(&experts, {1}));
-  return std::sqrt(model_.ops().squared_norm(store.gradients(GradientGroup::dense)) + experts);
+  return std::sqrt(dense + squared_norm(GradientGroup::replicated) + experts);
 }
 
 double AdamW::clip_factor(double norm) const {

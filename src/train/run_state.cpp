@@ -13,16 +13,12 @@ RankGroup rank_group(const Groups& groups) {
 }
 
 std::vector<StateTensors> state_tensors(const Model& model, const AdamW& optimizer, const Groups& groups) {
-  const bool dense = groups[GroupKind::dense_gradient].rank() == 0;
-  const bool expert = groups[GroupKind::expert_gradient].rank() == 0;
   const ParameterStore& store = model.parameters();
-  const auto moments = [&](auto moment) {
-    return store.sharded((optimizer.*moment)(GradientGroup::dense), (optimizer.*moment)(GradientGroup::expert), dense,
-                         expert);
-  };
-  return {{"weight", store.sharded_masters(dense, expert)},
-          {"m", moments(&AdamW::first_moment)},
-          {"v", moments(&AdamW::second_moment)}};
+  const auto writes = PerGroup<bool>::of([&](GradientGroup group) { return groups[replicas_of(group)].rank() == 0; });
+  const auto parts = [&](auto flat_of) { return store.sharded(PerGroup<Tensor>::of(flat_of), writes); };
+  return {{"weight", parts([&](GradientGroup group) { return store.masters(group); })},
+          {"m", parts([&](GradientGroup group) { return optimizer.first_moment(group); })},
+          {"v", parts([&](GradientGroup group) { return optimizer.second_moment(group); })}};
 }
 
 CheckpointInfo checkpoint_info(const Config& config, std::int64_t step, const DataState& data,
@@ -57,7 +53,7 @@ RunPosition resume_run(const Config& config, Model& model, const AdamW& optimize
 
 void initialise(Model& model, const Config& config) {
   const ParameterStore& store = model.parameters();
-  const auto parts = store.sharded_masters(true, true);
+  const auto parts = store.sharded_masters();
   if (config.init.method == "scratch") {
     initialise(config.model, config.init, store.specs(), parts);
   } else {

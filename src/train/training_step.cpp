@@ -17,9 +17,7 @@ Recompute parse_recompute(const std::string& text) {
 
 // First parameter with a gradient that isn't finite, or "".
 std::string first_non_finite_gradient(const ParameterStore& store, Ops& ops) {
-  const auto gradients =
-      store.sharded(store.gradients(GradientGroup::dense), store.gradients(GradientGroup::expert), true, true);
-  for (const ShardedTensor& part : gradients) {
+  for (const ShardedTensor& part : store.sharded_gradients()) {
     if (!std::isfinite(ops.squared_norm(part.local))) return part.name;
   }
   return "";
@@ -50,8 +48,7 @@ TrainingStep::TrainingStep(Model& model, AdamW& optimizer, const Groups& groups,
       optimizer_(optimizer),
       groups_(groups),
       config_(config),
-      dense_(make_buckets(GradientGroup::dense)),
-      expert_(make_buckets(GradientGroup::expert)) {
+      buckets_(PerGroup<GradientBuckets>::of([this](GradientGroup group) { return make_buckets(group); })) {
   const std::int64_t unit = config.train.micro_batch * groups[GroupKind::dp].size();
   if (config.train.global_batch % unit != 0) {
     fail(Status::usage,
@@ -67,9 +64,8 @@ GradientBuckets TrainingStep::make_buckets(GradientGroup group) const {
   for (std::size_t i = 0; i < store.specs().size(); ++i) {
     if (store.specs()[i].group == group) offsets.push_back(store.range(i).first);
   }
-  const GroupKind kind = group == GradientGroup::dense ? GroupKind::dense_gradient : GroupKind::expert_gradient;
   return GradientBuckets(
-      groups_[kind], store.gradients(group), offsets,
+      groups_[replicas_of(group)], store.gradients(group), offsets,
       {.bucket_bytes = config_.parallel.bucket_bytes, .overlap = config_.parallel.overlap_gradients});
 }
 
@@ -90,10 +86,6 @@ MicrobatchTraining TrainingStep::microbatch_training(std::int64_t step, std::int
           .recompute = parse_recompute(t.recompute)};
 }
 
-void TrainingStep::mark_ready(const FlatRange& range) {
-  (range.group == GradientGroup::dense ? dense_ : expert_).mark_ready(range.first, range.last);
-}
-
 StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microbatches,
                              const std::function<std::string(std::uint64_t)>& describe) {
   const bool reset = config_.data.reset_at_document_end;
@@ -106,23 +98,22 @@ StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microb
   groups_[GroupKind::dp].all_reduce(Tensor(&tokens, {1}));
   const MicrobatchTraining training = microbatch_training(step, static_cast<std::int64_t>(tokens));
   // 2. Forward and backward; the last microbatch's gradients travel as they become final.
-  model_.ops().fill_zero(store.gradients(GradientGroup::dense));
-  model_.ops().fill_zero(store.gradients(GradientGroup::expert));
+  for (const GradientGroup group : kGradientGroups) model_.ops().fill_zero(store.gradients(group));
   StepResult local;
   std::vector<double> counts;
+  const auto mark_ready = [this](const FlatRange& range) { buckets_[range.group].mark_ready(range.first, range.last); };
   for (std::size_t m = 0; m < microbatches.size(); ++m) {
     const bool last = m + 1 == microbatches.size();
     const Microbatch batch = view(microbatches[m], config_.train.micro_batch, config_.data.sequence_length, reset);
-    const MicrobatchLosses losses = model_.forward_backward(
-        batch, training, last ? [this](const FlatRange& range) { mark_ready(range); } : Model::GradientsReady());
+    const MicrobatchLosses losses =
+        model_.forward_backward(batch, training, last ? Model::GradientsReady(mark_ready) : Model::GradientsReady());
     local.loss += losses.language;
     local.balance += losses.balance;
     local.z += losses.z;
     counts.resize(losses.routing.counts.size());
     for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += losses.routing.counts[i];
   }
-  dense_.finish();
-  expert_.finish();
+  for (const GradientGroup group : kGradientGroups) buckets_[group].finish();
   local.tokens = static_cast<std::int64_t>(tokens);
   // 3. Norm and losses, the same on all ranks.
   StepResult result = reduce(local, std::move(counts));

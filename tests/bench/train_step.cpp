@@ -55,7 +55,7 @@ int main(int count, char** arguments) {
   const auto ops = make_ops("cpu", {.threads = std::atoi(argument(5, "0").c_str())});
   const Groups groups = Groups::single();
   Model model(config, groups, *ops, parse_dtype(argument(3, "bf16")));
-  for (const ShardedTensor& part : model.parameters().sharded_masters(true, true)) {
+  for (const ShardedTensor& part : model.parameters().sharded_masters()) {
     const bool norm = part.name.find("norm") != std::string::npos;
     RandomStream(1, Purpose::weight, part.name).fill_normal(part.local, 0, norm ? 1.0 : 0.0, norm ? 0.0 : 0.02);
   }
@@ -70,7 +70,7 @@ int main(int count, char** arguments) {
   for (int step = 1; step <= kWarmUp + steps; ++step) {
     const auto start = std::chrono::steady_clock::now();
     const double processor_start = processor_seconds();
-    for (const auto group : {GradientGroup::dense, GradientGroup::expert}) {
+    for (const GradientGroup group : kGradientGroups) {
       const Tensor gradients = model.parameters().gradients(group);
       if (gradients.elements() > 0) ops->fill_zero(gradients);
     }

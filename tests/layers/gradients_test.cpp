@@ -56,15 +56,14 @@ void check(const Case& c) {
   const double loss = loss_at(model, c, data.batch);
   CHECK(std::isfinite(loss));
   const ParameterStore& store = model.parameters();
-  const Tensor flat[2] = {store.gradients(GradientGroup::dense), store.gradients(GradientGroup::expert)};
-  const auto* dense = flat[0].as<double>();
-  const auto* expert = flat[1].as<double>();
-  std::vector<double> dense_copy(dense, dense + flat[0].elements()), expert_copy(expert, expert + flat[1].elements());
-  const auto gradients =
-      store.sharded(Tensor(dense_copy.data(), flat[0].shape), Tensor(expert_copy.data(), flat[1].shape), true, true);
-  const auto masters = store.sharded_masters(true, true);
+  // Copies: the loss is taken again and again, each time with its gradients.
+  std::vector<std::vector<double>> copies;
+  for (const ShardedTensor& part : store.sharded_gradients()) {
+    copies.emplace_back(part.local.as<double>(), part.local.as<double>() + part.local.elements());
+  }
+  const auto masters = store.sharded_masters();
   for (std::size_t i = 0; i < masters.size(); ++i) {
-    check_parameter(model, c, data.batch, masters[i], gradients[i].local);
+    check_parameter(model, c, data.batch, masters[i], Tensor(copies[i].data(), masters[i].local.shape));
   }
 }
 

@@ -56,7 +56,7 @@ struct TinyBatch {
 // Normal weights of std 0.3, norms around one, the same for every layout.
 inline void fill(Model& model, std::uint64_t seed = 1) {
   ParameterStore& store = model.parameters();
-  for (const ShardedTensor& part : store.sharded_masters(true, true)) {
+  for (const ShardedTensor& part : store.sharded_masters()) {
     const bool norm = part.name.find("norm") != std::string::npos;
     RandomStream(seed, Purpose::test, part.name).fill_normal(part.local, 0, norm ? 1.0 : 0.0, norm ? 0.1 : 0.3);
   }

@@ -19,7 +19,6 @@ namespace {
 
 constexpr int kMicrobatches = 12;  // divisible by 1, 2, 3 and 4 ranks
 constexpr std::int64_t kSequence = 7;
-constexpr GradientGroup kGradientGroups[] = {GradientGroup::dense, GradientGroup::expert};
 
 struct Case {
   const char* name;
@@ -44,7 +43,7 @@ void prepare(Model& model, const Case& c) {
   fill(model);
   if (!c.one_expert_takes_all) return;
   // Equal logits: ties go to the lower expert.
-  for (const ShardedTensor& part : model.parameters().sharded_masters(true, true)) {
+  for (const ShardedTensor& part : model.parameters().sharded_masters()) {
     if (!part.name.ends_with("moe.router")) continue;
     std::fill_n(part.local.as<double>(), part.local.elements(), 0.0);
   }
@@ -89,12 +88,8 @@ bool close(double a, double b) { return std::abs(a - b) <= 1e-12 * (std::abs(a) 
 
 // Every parameter's gradient on this rank against the same global parameter's of the unsharded model.
 void compare_gradients(const Model& model, const Model& alone) {
-  const auto parts = [](const Model& m) {
-    const ParameterStore& store = m.parameters();
-    return store.sharded(store.gradients(GradientGroup::dense), store.gradients(GradientGroup::expert), true, true);
-  };
-  const std::vector<ShardedTensor> reference = parts(alone);
-  for (const ShardedTensor& part : parts(model)) {
+  const std::vector<ShardedTensor> reference = alone.parameters().sharded_gradients();
+  for (const ShardedTensor& part : model.parameters().sharded_gradients()) {
     CAPTURE(part.name);
     const auto same =
         std::ranges::find_if(reference, [&](const ShardedTensor& other) { return other.name == part.name; });
@@ -124,11 +119,11 @@ void check(const Case& c, int expert_ranks) {
   const ParameterStore& store = model.parameters();
   std::vector<GradientBuckets> buckets;
   for (const GradientGroup group : kGradientGroups) {
-    buckets.emplace_back(groups[group == GradientGroup::dense ? GroupKind::dense_gradient : GroupKind::expert_gradient],
-                         store.gradients(group), offsets_of(store, group), BucketOptions{.bucket_bytes = 2000});
+    buckets.emplace_back(groups[replicas_of(group)], store.gradients(group), offsets_of(store, group),
+                         BucketOptions{.bucket_bytes = 2000});
   }
   Sums sums = run(model, c, groups.world().rank(), world_size(), [&](const FlatRange& range) {
-    buckets[range.group == GradientGroup::dense ? 0 : 1].mark_ready(range.first, range.last);
+    buckets[static_cast<std::size_t>(range.group)].mark_ready(range.first, range.last);
   });
   for (GradientBuckets& bucket : buckets) bucket.finish();
   add_over_ranks(groups.world(), sums);

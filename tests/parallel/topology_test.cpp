@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <set>
 #include <string>
 
@@ -47,6 +48,18 @@ std::vector<int> members_by_search(const Topology& topology, GroupKind kind, int
       case GroupKind::pp:
         together = same_tp && same_cp && same_dp;
         break;
+      case GroupKind::stage:
+        together = same_pp;
+        break;
+      case GroupKind::sequence:
+        together = same_dp && same_pp;
+        break;
+      case GroupKind::embedding: {
+        const int last = topology.layout().pp - 1;
+        const bool ends = (at.pp == 0 || at.pp == last) && (to.pp == 0 || to.pp == last);
+        together = same_tp && same_cp && same_dp && (same_pp || ends);
+        break;
+      }
       case GroupKind::dense_gradient:
         together = same_tp && same_pp;
         break;
@@ -141,12 +154,17 @@ TEST_CASE("on 1,024 ranks every rank is in exactly one group of each kind") {
     const int stage = l.tp * l.cp * l.dp;
     CHECK(stage * l.pp == 1024);
     CHECK(l.etp * l.ep * topology.expert_data_parallel() == stage);
-    const int sizes[] = {1024, l.tp, l.cp, l.dp, l.pp, l.cp * l.dp, l.etp, l.ep, topology.expert_data_parallel()};
+    const int ends = std::min(l.pp, 2);
+    const int sizes[] = {1024,        l.tp, l.cp,        l.dp,  l.pp, stage,
+                         l.tp * l.cp, ends, l.cp * l.dp, l.etp, l.ep, topology.expert_data_parallel()};
     for (const GroupKind kind : kGroupKinds) {
       std::set<int> seen;
       for (int rank = 0; rank < 1024; ++rank) {
         const std::vector<int> members = topology.members(kind, rank);
-        REQUIRE(static_cast<int>(members.size()) == sizes[static_cast<int>(kind)]);
+        const int pp = topology.coordinates(rank).pp;
+        const bool alone = kind == GroupKind::embedding && pp != 0 && pp != l.pp - 1;
+        REQUIRE(static_cast<int>(members.size()) == (alone ? 1 : sizes[static_cast<int>(kind)]));
+        CHECK(std::ranges::count(members, rank) == 1);
         if (members.front() != rank) continue;
         // The group's lowest rank: all members see the same group, and no other group has them.
         for (const int member : members) {

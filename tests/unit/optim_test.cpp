@@ -29,7 +29,7 @@ TEST_CASE("decay exclusions, clipping and the update's formula") {
   fill(model);
   OptimizerConfig config{.weight_decay = 0.5, .clip = 0.25, .decay_norms = false, .decay_router = false};
   AdamW optimizer(model, groups, config);
-  const auto masters = model.parameters().sharded_masters(true, true);
+  const auto masters = model.parameters().sharded_masters();
   std::vector<std::vector<double>> before;
   for (const auto& part : masters)
     before.emplace_back(part.local.as<double>(), part.local.as<double>() + part.local.elements());

@@ -1,10 +1,12 @@
 // Parameters: what a layer declares of each, and one struct template for weights, gradients and checkpoints.
 #pragma once
 
+#include <array>
 #include <string>
 #include <vector>
 
 #include "dropcycle/core/tensor.hpp"
+#include "dropcycle/parallel/communicator.hpp"
 
 namespace dropcycle {
 
@@ -12,8 +14,46 @@ namespace dropcycle {
 enum class Initial { normal, ones, router };
 // For weight-decay exclusions.
 enum class Role { matrix, norm, embedding, router };
-// Which replicas sum its gradient: dense over dp×cp, expert over edp.
-enum class GradientGroup { dense, expert };
+
+// Which ranks hold the same part of a parameter, and so sum its gradient.
+enum class GradientGroup {
+  dense,       // split over tp, or TP = 1: the sum is over dp × cp
+  replicated,  // whole on every rank of a stage though TP > 1 (norms, router): over tp × cp × dp
+  expert,      // of one expert rank: over edp
+};
+inline constexpr std::array<GradientGroup, 3> kGradientGroups = {GradientGroup::dense, GradientGroup::replicated,
+                                                                 GradientGroup::expert};
+// The ranks that sum the gradients of `group`.
+GroupKind replicas_of(GradientGroup group);
+// The group of a parameter that isn't split: replicated where TP > 1, else dense.
+GradientGroup whole_group(const Groups& groups);
+
+// One value for each gradient group.
+template <class T>
+class PerGroup {
+ public:
+  PerGroup() = default;
+  // Every value made by make(group).
+  template <class Make>
+  static PerGroup of(Make make) {
+    return PerGroup{{make(kGradientGroups[0]), make(kGradientGroups[1]), make(kGradientGroups[2])}};
+  }
+  T& operator[](GradientGroup group) { return values_[static_cast<std::size_t>(group)]; }
+  const T& operator[](GradientGroup group) const { return values_[static_cast<std::size_t>(group)]; }
+
+ private:
+  explicit PerGroup(std::array<T, 3> values) : values_(std::move(values)) {}
+  std::array<T, 3> values_{};
+};
+
+// The part of a tensor with indices [first, first + count) of dim `dim`; all of it where dim is negative.
+struct Part {
+  int dim = -1;
+  std::int64_t first = 0, count = 0;
+};
+// Rank r of n's part of `size` indices: [r c, min(size, (r+1) c)) with c = ceil(size / n), perhaps none. All of it
+// where n = 1.
+Part part_of(int dim, std::int64_t size, const Communicator& ranks);
 
 struct ParameterSpec {
   std::string name;  // global name
@@ -23,9 +63,15 @@ struct ParameterSpec {
   GradientGroup group = GradientGroup::dense;
   // Parameters of one block lie one after another without padding, so that a layer may view them as one matrix
   // (query, key, value; gate, up). Equal block names, adjacent declaration.
-  std::string block;
+  std::string block = {};
+  Part part = {};  // what this rank holds
+  // False: another rank of tp holds the same part; it is that rank that counts it in the norm and writes it.
+  bool owner = true;
   // Kept and used in acc precision (norms, router) rather than compute.
   bool full_precision() const { return role == Role::norm || role == Role::router; }
+  // Of the part: its shape, and the first global index of every dim.
+  Shape local_shape() const;
+  Shape offset() const;
 };
 
 }  // namespace dropcycle

@@ -27,24 +27,26 @@ class ParameterStore {
 
   DType compute() const { return compute_; }
   const std::vector<ParameterSpec>& specs() const { return specs_; }
-  std::int64_t elements(GradientGroup group) const { return flats_[index(group)].elements; }
+  std::int64_t elements(GradientGroup group) const { return flats_[group].elements; }
   FlatRange range(std::size_t parameter) const { return ranges_[parameter]; }
   // The range from the first to the last parameter of `group` whose name starts with `prefix` (they are neighbours).
   FlatRange range_of(const std::string& prefix, GradientGroup group) const;
 
   // Flat arrays. weights() is empty when compute is acc: then the masters are the weights.
-  Tensor masters(GradientGroup group) const { return flats_[index(group)].master; }
-  Tensor gradients(GradientGroup group) const { return flats_[index(group)].gradient; }
-  Tensor weights(GradientGroup group) const { return flats_[index(group)].weight; }
+  Tensor masters(GradientGroup group) const { return flats_[group].master; }
+  Tensor gradients(GradientGroup group) const { return flats_[group].gradient; }
+  Tensor weights(GradientGroup group) const { return flats_[group].weight; }
 
   // View of a whole block (or of a parameter that is its own block) under the name of its first parameter.
   Tensor weight(const std::string& first_name, const Shape& shape) const;
   Tensor gradient(const std::string& first_name, const Shape& shape) const;
 
-  // Every parameter's part of `dense` and `expert` (flat arrays laid out as the masters), for checkpoints.
-  std::vector<ShardedTensor> sharded(const Tensor& dense, const Tensor& expert, bool dense_writer,
-                                     bool expert_writer) const;
-  std::vector<ShardedTensor> sharded_masters(bool dense_writer, bool expert_writer) const;
+  // Every parameter's part of `flats` (laid out as the masters) with its place in the global tensor. A part's `writer`
+  // is writes[group], but false where another rank owns the part or nothing is in it.
+  std::vector<ShardedTensor> sharded(const PerGroup<Tensor>& flats, const PerGroup<bool>& writes) const;
+  // Of all masters, all gradients, for readers.
+  std::vector<ShardedTensor> sharded_masters() const;
+  std::vector<ShardedTensor> sharded_gradients() const;
 
   // Changes with every update of the weights (see Weight).
   std::uint64_t version() const { return version_; }
@@ -55,14 +57,13 @@ class ParameterStore {
     OwnedTensor master, gradient, weight;
     std::int64_t elements = 0;
   };
-  static std::size_t index(GradientGroup group) { return group == GradientGroup::dense ? 0 : 1; }
   const ParameterSpec& block_start(const std::string& first_name, const Shape& shape, FlatRange& range) const;
 
   std::vector<ParameterSpec> specs_;
   DType compute_;
   std::vector<FlatRange> ranges_;
   std::unordered_map<std::string, std::size_t> by_name_;
-  Flat flats_[2];
+  PerGroup<Flat> flats_;
   std::uint64_t version_ = next_weight_version();
 };
 

@@ -20,7 +20,7 @@ class AdamW {
  public:
   AdamW(Model& model, const Groups& groups, const OptimizerConfig& config);
 
-  // Global 2-norm of the (reduced) gradients; each shard counts once. Collective over ep.
+  // Global 2-norm of the (reduced) gradients; each element counts once. Collective over tp, etp and ep.
   double gradient_norm() const;
   // min(1, clip / norm); 1 where clip is 0.
   double clip_factor(double norm) const;
@@ -29,8 +29,8 @@ class AdamW {
   void update(std::int64_t step, double learning_rate, double gradient_scale);
 
   // First and second moments for checkpoints, laid out as the masters.
-  Tensor first_moment(GradientGroup group) const { return moments_[group == GradientGroup::expert].m; }
-  Tensor second_moment(GradientGroup group) const { return moments_[group == GradientGroup::expert].v; }
+  Tensor first_moment(GradientGroup group) const { return moments_[group].m; }
+  Tensor second_moment(GradientGroup group) const { return moments_[group].v; }
 
  private:
   struct Moments {
@@ -42,12 +42,14 @@ class AdamW {
     double weight_decay;
   };
   double decay_of(Role role) const;
+  // Of this rank's gradients of a group, without those that another rank of tp owns.
+  double squared_norm(GradientGroup group) const;
 
   Model& model_;
   const Groups& groups_;
   OptimizerConfig config_;
   std::vector<Run> runs_;
-  Moments moments_[2];
+  PerGroup<Moments> moments_;
 };
 
 }  // namespace dropcycle

@@ -26,14 +26,19 @@ enum class GroupKind {
   cp,               // same (tp, dp, pp)
   dp,               // same (tp, cp, pp)
   pp,               // same (tp, cp, dp)
+  stage,            // same pp, tp × cp × dp: replicas of a parameter that every rank of a stage holds whole
+  sequence,         // same (dp, pp), tp × cp: ranks that share the sequences of a microbatch
+  embedding,        // same (tp, cp, dp), first and last pp: ranks of tied embeddings; any other rank is alone
   dense_gradient,   // same (tp, pp), dp × cp: replicas of a dense parameter
   etp,              // same (ep, edp, pp)
   ep,               // same (etp, edp, pp)
   expert_gradient,  // same (etp, ep, pp), edp: replicas of an expert's parameter
 };
-inline constexpr std::array<GroupKind, 9> kGroupKinds = {GroupKind::world, GroupKind::tp, GroupKind::cp,
-                                                         GroupKind::dp,    GroupKind::pp, GroupKind::dense_gradient,
-                                                         GroupKind::etp,   GroupKind::ep, GroupKind::expert_gradient};
+inline constexpr std::array<GroupKind, 12> kGroupKinds = {
+    GroupKind::world,    GroupKind::tp,        GroupKind::cp,
+    GroupKind::dp,       GroupKind::pp,        GroupKind::stage,
+    GroupKind::sequence, GroupKind::embedding, GroupKind::dense_gradient,
+    GroupKind::etp,      GroupKind::ep,        GroupKind::expert_gradient};
 // "world", "tp", ..., "expert_gradient".
 std::string_view name(GroupKind kind);
 
@@ -59,6 +64,7 @@ class Topology {
   int rank_of(int tp, int cp, int dp, int pp) const;
   // Members of `rank`'s group, ascending; the rank itself is among them.
   std::vector<int> members(GroupKind kind, int rank) const;
+  // Of rank 0's group: of every group, but for `embedding`, where a rank between first and last stage is alone.
   int group_size(GroupKind kind) const;
   // "tp 1, cp 1, dp 2, pp 1; etp 1, ep 2, edp 1".
   std::string describe() const;

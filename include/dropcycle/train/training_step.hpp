@@ -41,7 +41,6 @@ class TrainingStep {
   GradientBuckets make_buckets(GradientGroup group) const;
   std::int64_t global_microbatches() const;
   MicrobatchTraining microbatch_training(std::int64_t step, std::int64_t global_tokens) const;
-  void mark_ready(const FlatRange& range);
   // Sums over the data-parallel ranks.
   StepResult reduce(const StepResult& local, std::vector<double> counts) const;
   [[noreturn]] void fail_non_finite(std::int64_t step, const StepResult& result, const std::vector<Batch>& microbatches,
@@ -51,7 +50,7 @@ class TrainingStep {
   AdamW& optimizer_;
   const Groups& groups_;
   const Config& config_;
-  GradientBuckets dense_, expert_;
+  PerGroup<GradientBuckets> buckets_;
 };
 
 }  // namespace dropcycle
