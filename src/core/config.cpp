@@ -280,10 +280,10 @@ ModelConfig parse_model(const std::string& text) {
 
 std::string describe_config() {
   Config defaults;
-  std::string text = fmt::format("{:<28} {:<15} {:<14} {:<10} {}\n", "key", "type", "default", "unit", "meaning");
+  std::string text = fmt::format("{:<33} {:<15} {:<14} {:<10} {}\n", "key", "type", "default", "unit", "meaning");
   const auto add = [&text](const std::string& name, const Field& field, const auto& key) {
     const std::string allowed = schema::allowed_text(key.bounds, key.choices);
-    text += fmt::format("{:<28} {:<15} {:<14} {:<10} {}{}{}\n", name, schema::type_name(field),
+    text += fmt::format("{:<33} {:<15} {:<14} {:<10} {}{}{}\n", name, schema::type_name(field),
                         schema::value_text(field), key.unit, key.meaning, allowed.empty() ? "" : "; ", allowed);
   };
   for (const auto& key : schema::config_keys()) {

@@ -17,6 +17,17 @@ void check_bounds(Config& config, std::string_view prefix) {
   }
 }
 
+void check_rope(const ModelConfig& model) {
+  if (model.rope_scaling == "none" && model.rope_factor != 1) {
+    fail(Status::usage, "model.rope_factor is {}, but model.rope_scaling is 'none': choose 'linear' or 'llama3'",
+         model.rope_factor);
+  }
+  if (!(model.rope_low_frequency_factor < model.rope_high_frequency_factor)) {
+    fail(Status::usage, "model.rope_low_frequency_factor is {}, expected below model.rope_high_frequency_factor ({})",
+         model.rope_low_frequency_factor, model.rope_high_frequency_factor);
+  }
+}
+
 void resolve_model(ModelConfig& model) {
   if (model.kv_heads == 0) model.kv_heads = model.heads;
   if (model.heads % model.kv_heads != 0) {
@@ -33,6 +44,7 @@ void resolve_model(ModelConfig& model) {
     fail(Status::usage, "model.head_size is {}, expected an even number: rotary positions turn pairs of values",
          model.head_size);
   }
+  check_rope(model);
   if (model.is_moe() && model.experts_per_token > model.experts) {
     fail(Status::usage, "model.experts_per_token is {}, expected at most model.experts ({})", model.experts_per_token,
          model.experts);

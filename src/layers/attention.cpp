@@ -1,16 +1,34 @@
 #include "dropcycle/layers/attention.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <numbers>
 
 namespace dropcycle {
 
-AttentionLayer::AttentionLayer(const ModelConfig& config) : config_(config) {
+std::vector<double> rope_inverse_frequencies(const ModelConfig& config) {
+  const double factor = config.rope_factor, low = config.rope_low_frequency_factor,
+               high = config.rope_high_frequency_factor;
+  const auto scaled = [&](double frequency) {
+    if (config.rope_scaling == "linear") return frequency / factor;
+    if (config.rope_scaling == "none") return frequency;
+    const double waves =
+        static_cast<double>(config.rope_original_positions) * frequency / (2 * std::numbers::pi);  // P / wave
+    const double kept = std::clamp((waves - low) / (high - low), 0.0, 1.0);
+    return (1 - kept) * frequency / factor + kept * frequency;
+  };
+  std::vector<double> frequencies;
+  for (std::int64_t i = 0; i < config.head_size / 2; ++i) {
+    frequencies.push_back(
+        scaled(std::pow(config.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config.head_size))));
+  }
+  return frequencies;
+}
+
+AttentionLayer::AttentionLayer(const ModelConfig& config)
+    : config_(config), inverse_frequencies_(rope_inverse_frequencies(config)) {
   require(config.heads % config.kv_heads == 0, "{} query heads on {} key/value heads", config.heads, config.kv_heads);
   require(config.head_size % 2 == 0, "head size {} is odd", config.head_size);
-  for (std::int64_t i = 0; i < config.head_size / 2; ++i) {
-    inverse_frequencies_.push_back(
-        std::pow(config.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config.head_size)));
-  }
 }
 
 void AttentionLayer::declare(const std::string& prefix, std::vector<ParameterSpec>& specs) const {

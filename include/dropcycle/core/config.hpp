@@ -21,6 +21,10 @@ struct ModelConfig {
   std::int64_t experts_per_token = 2;  // K
   std::string router_mode = "topk_softmax";
   double rope_theta = 10000;
+  std::string rope_scaling = "none";  // none, linear, llama3
+  double rope_factor = 1;
+  double rope_low_frequency_factor = 1, rope_high_frequency_factor = 4;  // llama3
+  std::int64_t rope_original_positions = 8192;                           // llama3
   double norm_epsilon = 1e-5;
   double init_std = 0.02;
   bool tie_embeddings = false;

@@ -27,6 +27,15 @@ struct AttentionSaved {
   Tensor lse;       // [T, Nq]
 };
 
+// Radians per position of each of a head's D/2 pairs: w_i = rope_theta^(-2i/D), then by rope_scaling
+//   linear  w_i / f
+//   llama3  w_i          for waves shorter than P / h,
+//           w_i / f      for waves longer than P / l,
+//           (1 - m) w_i / f + m w_i   between, with m = (P / wave - l) / (h - l);   wave = 2 pi / w_i
+// where f = rope_factor, l and h = rope_low_ and rope_high_frequency_factor, P = rope_original_positions.
+// Sources: arXiv 2306.15595 (linear), the released code of Llama 3.1 (llama3); numbers as transformers'.
+std::vector<double> rope_inverse_frequencies(const ModelConfig& config);
+
 class AttentionLayer {
  public:
   // Throws Error{internal} unless heads % kv_heads == 0 and head_size is even.
@@ -51,7 +60,7 @@ class AttentionLayer {
   AttentionShape shape(const Microbatch& batch) const;
 
   ModelConfig config_;
-  std::vector<double> inverse_frequencies_;  // theta^(-2i/D)
+  std::vector<double> inverse_frequencies_;  // [D/2]
   Tensor inverse_frequencies_view() const;
 };
 
