@@ -98,8 +98,9 @@ std::vector<std::int64_t> layers_of_chunks(std::int64_t layers, int stages, int 
   if (parts > layers) {
     fail(Status::usage,
          "parallel.pipeline = {} * virtual_stages {} makes {} chunks of model.layers = {}: every chunk needs a layer, "
-         "so make one of them smaller",
-         stages, chunks, parts, layers);
+         "so set pipeline to at most {}, or virtual_stages to at most {}",
+         stages, chunks, parts, layers, std::max<std::int64_t>(1, layers / chunks),
+         std::max<std::int64_t>(1, layers / stages));
   }
   if (given.empty()) {
     std::vector<std::int64_t> result(static_cast<std::size_t>(parts), layers / parts);

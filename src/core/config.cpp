@@ -60,23 +60,31 @@ template <class Object>
 void read_table(const toml::table& table, const Origin& origin, std::string_view prefix,
                 std::span<const schema::Key<Object>> keys, Object& object);
 
-std::vector<std::string> read_texts(const toml::array& array, const Origin& origin, std::string_view key) {
-  std::vector<std::string> texts;
+void read_list(const toml::array& array, const Origin& origin, std::string_view key, std::vector<std::string>& texts) {
+  texts.clear();
   for (const toml::node& item : array) {
     if (!item.is_string()) fail_type(origin, item, key, "a list of texts");
     texts.push_back(item.as_string()->get());
   }
-  return texts;
 }
 
-std::vector<SourceConfig> read_sources(const toml::array& array, const Origin& origin, std::string_view key) {
-  std::vector<SourceConfig> sources;
+void read_list(const toml::array& array, const Origin& origin, std::string_view key,
+               std::vector<std::int64_t>& numbers) {
+  numbers.clear();
+  for (const toml::node& item : array) {
+    if (!item.is_integer()) fail_type(origin, item, key, "a list of whole numbers");
+    numbers.push_back(item.as_integer()->get());
+  }
+}
+
+void read_list(const toml::array& array, const Origin& origin, std::string_view key,
+               std::vector<SourceConfig>& sources) {
+  sources.clear();
   for (const toml::node& item : array) {
     if (!item.is_table()) fail_type(origin, item, key, "a list of tables with name, shards and weight or tokens");
     sources.emplace_back();
     read_table(*item.as_table(), origin, std::string(key) + ".", schema::source_keys(), sources.back());
   }
-  return sources;
 }
 
 // Stores a node's value; false if its type doesn't fit.
@@ -102,11 +110,7 @@ bool store(const toml::node& node, const Origin& origin, std::string_view key, c
       *value = node.as_string()->get();
     } else {
       if (!node.is_array()) return false;
-      if constexpr (std::is_same_v<T, std::vector<SourceConfig>>) {
-        *value = read_sources(*node.as_array(), origin, key);
-      } else {
-        *value = read_texts(*node.as_array(), origin, key);
-      }
+      read_list(*node.as_array(), origin, key, *value);
     }
     return true;
   };
@@ -187,7 +191,9 @@ void read_file_into(Config& config, const std::filesystem::path& path, std::vect
   const toml::table table = parse_toml(read_file(path), origin);
   if (const toml::node* include = table.get("include")) {
     if (!include->is_array()) fail_type(origin, *include, "include", "a list of files");
-    for (const std::string& file : read_texts(*include->as_array(), origin, "include")) {
+    std::vector<std::string> files;
+    read_list(*include->as_array(), origin, "include", files);
+    for (const std::string& file : files) {
       const std::filesystem::path included = path.parent_path() / file;
       if (!std::filesystem::exists(included)) {
         fail(Status::usage, "{}: included file {} isn't there", origin.at(include->source()), included.string());

@@ -112,7 +112,23 @@ void check_training(const Config& config) {
   }
 }
 
+void check_pipeline(const ParallelConfig& parallel) {
+  const bool interleaved = parallel.schedule == "interleaved";
+  if (interleaved && (parallel.pipeline == 1 || parallel.virtual_stages == 1)) {
+    fail(Status::usage,
+         "parallel.schedule is 'interleaved' with pipeline {} and virtual_stages {}, expected at least 2 of both: "
+         "choose "
+         "'1f1b'",
+         parallel.pipeline, parallel.virtual_stages);
+  }
+  if (!interleaved && parallel.virtual_stages > 1) {
+    fail(Status::usage, "parallel.virtual_stages is {}, expected 1: parallel.schedule is '{}', not 'interleaved'",
+         parallel.virtual_stages, parallel.schedule);
+  }
+}
+
 void check_parallel(const Config& config) {
+  check_pipeline(config.parallel);
   const int expert = config.parallel.expert;
   if (config.model.experts % expert == 0 && (config.model.is_moe() || expert == 1)) return;
   fail(Status::usage, "parallel.expert is {}, expected a divisor of model.experts ({})", expert, config.model.experts);

@@ -191,6 +191,17 @@ void add_parallel(Keys& keys) {
       keys.end(),
       {{"parallel.tensor", parallel<&C::tensor>, "ranks", "TP: ranks that share each matrix", kCount},
        {"parallel.pipeline", parallel<&C::pipeline>, "ranks", "PP: ranks that share the layers", kCount},
+       {"parallel.schedule",
+        parallel<&C::schedule>,
+        "",
+        "order of a pipeline's microbatches: forward and backward in turns, the same with virtual_stages, or all "
+        "forwards first",
+        {},
+        {"1f1b", "interleaved", "gpipe"}},
+       {"parallel.virtual_stages", parallel<&C::virtual_stages>, "",
+        "stretches of layers per stage of an interleaved pipeline", kCount},
+       {"parallel.pipeline_layers", parallel<&C::pipeline_layers>, "layers",
+        "of every stage (of every stretch, as a microbatch passes them, with virtual_stages); empty: even"},
        {"parallel.data", parallel<&C::data>, "ranks", "DP: replicas; 0: what the ranks leave", Bounds{0, 1 << 20}},
        {"parallel.expert", parallel<&C::expert>, "ranks", "EP: ranks that share the experts, a divisor of E", kCount},
        {"parallel.expert_tensor", parallel<&C::expert_tensor>, "ranks", "ETP: ranks that share each expert's matrices",
@@ -258,8 +269,9 @@ std::span<const Key<SourceConfig>> source_keys() {
 }
 
 std::string type_name(const Field& field) {
-  static constexpr std::string_view kNames[] = {"true or false", "whole number", "whole number",  "whole number",
-                                                "number",        "text",         "list of texts", "list of tables"};
+  static constexpr std::string_view kNames[] = {
+      "true or false", "whole number",  "whole number",          "whole number",  "number",
+      "text",          "list of texts", "list of whole numbers", "list of tables"};
   return std::string(kNames[field.index()]);
 }
 
@@ -310,6 +322,10 @@ std::string list_text(const std::vector<std::string>& texts) {
   std::vector<std::string> items;
   for (const std::string& text : texts) items.push_back(quote(text));
   return fmt::format("[{}]", fmt::join(items, ", "));
+}
+
+std::string list_text(const std::vector<std::int64_t>& numbers) {
+  return fmt::format("[{}]", fmt::join(numbers, ", "));
 }
 
 std::string list_text(const std::vector<SourceConfig>& sources) {

@@ -20,7 +20,7 @@ struct Bounds {
 
 // Where a value lives.
 using Field = std::variant<bool*, int*, std::int64_t*, std::uint64_t*, double*, std::string*, std::vector<std::string>*,
-                           std::vector<SourceConfig>*>;
+                           std::vector<std::int64_t>*, std::vector<SourceConfig>*>;
 
 // One key of the configuration (Object = Config, dotted name) or of a data source (Object = SourceConfig).
 template <class Object>
@@ -40,7 +40,8 @@ std::span<const Key<SourceConfig>> source_keys();
 inline std::string_view section_of(std::string_view key) { return key.substr(0, key.find('.')); }
 inline std::string_view leaf_of(std::string_view key) { return key.substr(key.find('.') + 1); }
 
-// "whole number", "number", "true or false", "text", "list of texts", "list of tables".
+// "whole number", "number", "true or false", "text", "list of texts", "list of whole numbers", "list of
+// tables".
 std::string type_name(const Field& field);
 // "at least 1", "in [0, 1)", "one of 'a', 'b'"; empty where everything goes.
 std::string allowed_text(const Bounds& bounds, const std::vector<std::string>& choices);

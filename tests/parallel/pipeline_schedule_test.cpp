@@ -222,7 +222,7 @@ TEST_CASE("layers are shared out evenly or as asked") {
   CHECK(layers_of_chunks(7, 2, 1, {5, 2}) == Counts{5, 2});
   CHECK(usage_error([] { layers_of_chunks(3, 2, 2); }) ==
         "parallel.pipeline = 2 * virtual_stages 2 makes 4 chunks of model.layers = 3: every chunk needs a layer, so "
-        "make one of them smaller");
+        "set pipeline to at most 1, or virtual_stages to at most 1");
   CHECK(usage_error([] {
           layers_of_chunks(7, 2, 1, {3, 3, 1});
         }) == "parallel.pipeline_layers has 3 entries, expected 2: pipeline 2 * virtual_stages 1");

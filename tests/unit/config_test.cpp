@@ -128,6 +128,8 @@ TEST_CASE("wrong types and values out of bounds name place, value and what was e
   CHECK(load_message("[data]\ntrain = 'x'\n") == "FILE:2:9: 'data.train' is a text, expected a list of tables");
   CHECK(load_message("[[data.train]]\nshards = [1]\n") ==
         "FILE:2:11: 'data.train.shards' is a whole number, expected a list of texts");
+  CHECK(load_message("[parallel]\npipeline_layers = [2, '3']\n") ==
+        "FILE:2:23: 'parallel.pipeline_layers' is a text, expected a list of whole numbers");
   CHECK(load_message("[init]\nratio = 1.5\n") == "FILE:2:9: 'init.ratio' is 1.5, expected in [0, 1]");
   CHECK(load_message("[init]\nratio = nan\n") == "FILE:2:9: 'init.ratio' is nan, expected in [0, 1]");
   CHECK(load_message("[optimizer]\nbeta2 = 1\n") == "FILE:2:9: 'optimizer.beta2' is 1.0, expected in [0, 1)");
@@ -215,6 +217,11 @@ TEST_CASE("resolve fills sizes and names the keys of a broken rule") {
   CHECK(resolve_message("optimizer.min_learning_rate=1").starts_with("optimizer.min_learning_rate is 1"));
   CHECK(resolve_message("device.compute_dtype=f64").starts_with("device.compute_dtype is 'f64'"));
   CHECK(resolve_message("parallel.expert=2") == "parallel.expert is 2, expected a divisor of model.experts (3)");
+  CHECK(resolve_message("parallel.virtual_stages=2") ==
+        "parallel.virtual_stages is 2, expected 1: parallel.schedule is '1f1b', not 'interleaved'");
+  CHECK(resolve_message("parallel.schedule=interleaved") ==
+        "parallel.schedule is 'interleaved' with pipeline 1 and virtual_stages 1, expected at least 2 of both: choose "
+        "'1f1b'");
   CHECK(resolve_message("data.train=[{name='a', shards=['x']}]").find("expected exactly one of them") !=
         std::string::npos);
   CHECK(resolve_message("data.train=[{name='a', shards=['x'], weight=1}, {name='a', shards=['y'], weight=1}]")
@@ -239,6 +246,14 @@ TEST_CASE("resolve fills sizes and names the keys of a broken rule") {
   CHECK(message([&] { resolve(config); }) == "init.ratio is nan, expected in [0, 1]");
   ModelConfig empty;
   CHECK(message([&] { resolve(empty); }) == "model.vocab_size is 0, expected at least 1");
+}
+
+TEST_CASE("lists of numbers are read back as they were written") {
+  Config config = small_config();
+  config.parallel = parse_config({"parallel.pipeline_layers=[3, 2, 2]"}).parallel;
+  CHECK(config.parallel.pipeline_layers == std::vector<std::int64_t>{3, 2, 2});
+  const Config again = load_config(write_config("layers.toml", to_toml(config)), {});
+  CHECK(again.parallel == config.parallel);
 }
 
 TEST_CASE("the description holds every key") {

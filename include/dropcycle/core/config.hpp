@@ -94,6 +94,9 @@ struct OptimizerConfig {
 
 struct ParallelConfig {
   int tensor = 1, pipeline = 1, data = 0, expert = 1, expert_tensor = 1, context = 1;
+  std::string schedule = "1f1b";  // 1f1b, interleaved, gpipe
+  int virtual_stages = 1;
+  std::vector<std::int64_t> pipeline_layers;  // empty: even
   std::int64_t bucket_bytes = 25 << 20;
   bool overlap_gradients = true;
 
