@@ -2,54 +2,37 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <cmath>
-
 namespace dropcycle {
 namespace {
 
 std::string prefix_of(std::size_t layer) { return fmt::format("layers.{}.", layer); }
 
-double element(const Tensor& x, std::int64_t i) {
-  return x.dtype == DType::f64 ? x.as<double>()[i] : static_cast<double>(x.as<float>()[i]);
-}
-
-bool is_finite(const Tensor& x) {
-  switch (x.dtype) {
-    case DType::f64:
-      return std::all_of(x.as<double>(), x.as<double>() + x.elements(), [](double v) { return std::isfinite(v); });
-    case DType::f32:
-      return std::all_of(x.as<float>(), x.as<float>() + x.elements(), [](float v) { return std::isfinite(v); });
-    case DType::bf16:
-      return std::all_of(x.as<BF16>(), x.as<BF16>() + x.elements(),
-                         [](BF16 v) { return std::isfinite(static_cast<float>(v)); });
-    case DType::f16:
-      return std::all_of(x.as<F16>(), x.as<F16>() + x.elements(),
-                         [](F16 v) { return std::isfinite(static_cast<float>(v)); });
-    case DType::i32:
-      return true;
-  }
-  return false;
-}
-
 }  // namespace
 
-std::vector<ParameterSpec> Model::declare(const ModelConfig& config, const Groups& groups) {
+std::vector<ParameterSpec> Model::declare(const ModelConfig& config, const Groups& groups,
+                                          const PipelineOptions& pipeline) {
   std::vector<ParameterSpec> specs;
-  specs.push_back({.name = "embedding", .shape = {config.vocab_size, config.hidden_size}, .role = Role::embedding});
-  for (std::int64_t l = 0; l < config.layers; ++l) {
-    const std::string prefix = prefix_of(static_cast<std::size_t>(l));
-    AttentionLayer(config).declare(prefix, specs);
-    if (config.is_moe()) {
-      MoeLayer(config, l, groups).declare(prefix, specs);
-    } else {
-      MlpLayer(config).declare(prefix, specs);
+  const std::vector<Chunk> chunks = chunks_of(config, groups, pipeline);
+  const bool begins = chunks.front().begins, ends = chunks.back().ends;
+  const Shape vocabulary{config.vocab_size, config.hidden_size};
+  // The last stage's copy of tied embeddings belongs to the first stage.
+  if (begins || (ends && config.tie_embeddings)) {
+    specs.push_back({.name = "embedding", .shape = vocabulary, .role = Role::embedding, .owner = begins});
+  }
+  for (const Chunk& chunk : chunks) {
+    for (std::int64_t l = chunk.first; l < chunk.last; ++l) {
+      const std::string prefix = prefix_of(static_cast<std::size_t>(l));
+      AttentionLayer(config).declare(prefix, specs);
+      if (config.is_moe()) {
+        MoeLayer(config, l, groups).declare(prefix, specs);
+      } else {
+        MlpLayer(config).declare(prefix, specs);
+      }
     }
   }
+  if (!ends) return specs;
   specs.push_back({.name = "final_norm", .shape = {config.hidden_size}, .initial = Initial::ones, .role = Role::norm});
-  if (!config.tie_embeddings) {
-    specs.push_back({.name = "head", .shape = {config.vocab_size, config.hidden_size}, .role = Role::embedding});
-  }
+  if (!config.tie_embeddings) specs.push_back({.name = "head", .shape = vocabulary, .role = Role::embedding});
   return specs;
 }
 
@@ -61,8 +44,10 @@ ModelParameters<Tensor> Model::bind(Get get) const {
   const std::int64_t ranks = groups_[GroupKind::ep].size(), local = c.experts / ranks;
   const std::int64_t first_expert = groups_[GroupKind::ep].rank() * local;
   ModelParameters<Tensor> all;
-  all.embedding = get("embedding", Shape{c.vocab_size, hidden});
-  for (std::size_t l = 0; l < static_cast<std::size_t>(c.layers); ++l) {
+  const bool begins = chunks_.front().begins, ends = chunks_.back().ends;
+  if (begins || (ends && c.tie_embeddings)) all.embedding = get("embedding", Shape{c.vocab_size, hidden});
+  all.layers.resize(static_cast<std::size_t>(c.layers));
+  const auto bind_layer = [&](std::size_t l) {
     const std::string prefix = prefix_of(l);
     LayerParameters<Tensor> layer;
     layer.attention = {get(prefix + "attention_norm", Shape{hidden}),
@@ -79,20 +64,26 @@ ModelParameters<Tensor> Model::bind(Get get) const {
       layer.mlp = {norm, get(prefix + "mlp.gate", Shape{2 * width, hidden}),
                    get(prefix + "mlp.down", Shape{hidden, width})};
     }
-    all.layers.push_back(layer);
+    all.layers[l] = layer;
+  };
+  for (const Chunk& chunk : chunks_) {
+    for (std::int64_t l = chunk.first; l < chunk.last; ++l) bind_layer(static_cast<std::size_t>(l));
   }
+  if (!ends) return all;
   all.final_norm = get("final_norm", Shape{hidden});
   all.head = c.tie_embeddings ? all.embedding : get("head", Shape{c.vocab_size, hidden});
   return all;
 }
 
-Model::Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType compute)
+Model::Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType compute, const PipelineOptions& pipeline)
     : config_(config),
       groups_(groups),
       ops_(ops),
       compute_(compute),
+      pipeline_(pipeline),
+      chunks_(chunks_of(config, groups, pipeline)),
       head_(config.vocab_size),
-      store_(declare(config, groups), compute) {
+      store_(declare(config, groups, pipeline), compute) {
   for (std::int64_t l = 0; l < config.layers; ++l) {
     attention_.emplace_back(config);
     if (config.is_moe()) {
@@ -112,13 +103,6 @@ void Model::weights_changed() {
   store_.advance_version();
 }
 
-Context Model::start(Recompute recompute) {
-  saved_.reset();
-  scratch_.reset();
-  recompute_.reset();
-  return {ops_, groups_, saved_, scratch_, compute_, store_.version(), recompute};
-}
-
 Stream Model::layer_forward(Context& c, std::size_t l, const Microbatch& batch, const RouterTraining& training,
                             const Stream& in, const Tensor& delta, LayerSaved& saved, RoutingStatistics& routing,
                             const Look& look) {
@@ -131,40 +115,37 @@ Stream Model::layer_forward(Context& c, std::size_t l, const Microbatch& batch, 
   return out;
 }
 
-Model::Forward Model::forward(Context& c, const Microbatch& batch, const RouterTraining& training, const Look& look) {
-  const Shape shape{batch.tokens_count(), config_.hidden_size};
-  Forward state;
-  state.layers.resize(attention_.size());
-  if (config_.is_moe()) state.routing = RoutingStatistics(config_.layers, config_.experts);
-  const Tensor delta = saved_.tensor(compute_, shape);
-  Stream stream{saved_.tensor(compute_, shape), {}};
-  ops_.embedding(batch.tokens, weights_.embedding, stream.x);
-  if (look) look("embedding", stream.x);
-  for (std::size_t l = 0; l < attention_.size(); ++l) {
+Stream Model::layers_forward(Context& c, const Chunk& chunk, const Microbatch& batch, const RouterTraining& training,
+                             Stream stream, Alive& state, const Look& look) {
+  const Tensor delta = c.saved.tensor(compute_, stream.x.shape);
+  for (std::int64_t layer = chunk.first; layer < chunk.last; ++layer) {
+    const auto l = static_cast<std::size_t>(layer);
     LayerSaved& saved = state.layers[l];
     if (c.recompute != Recompute::full) {
       stream = layer_forward(c, l, batch, training, stream, delta, saved, state.routing, look);
-      continue;
+    } else {
+      saved.input = stream.x;
+      const ArenaScope scope(recompute_);
+      Context inner{ops_, groups_, recompute_, scratch_, compute_, c.version, Recompute::none};
+      LayerSaved dropped;
+      const Stream out = layer_forward(inner, l, batch, training, stream, delta, dropped, state.routing, look);
+      stream = {c.saved.tensor(compute_, delta.shape), {}};
+      ops_.add(out.x, out.delta, stream.x);
     }
-    saved.input = stream.x;
-    const ArenaScope scope(recompute_);
-    Context inner{ops_, groups_, recompute_, scratch_, compute_, c.version, Recompute::none};
-    LayerSaved dropped;
-    const Stream out = layer_forward(inner, l, batch, training, stream, delta, dropped, state.routing, look);
-    stream = {saved_.tensor(compute_, shape), {}};
-    ops_.add(out.x, out.delta, stream.x);
   }
-  state.sum = stream.delta ? saved_.tensor(compute_, shape) : stream.x;
-  state.inv_rms = saved_.tensor(c.acc(), {shape[0]});
-  state.normed = saved_.tensor(compute_, shape);
-  ops_.add_rms_norm(stream.x, stream.delta, weights_.final_norm, config_.norm_epsilon,
-                    stream.delta ? state.sum : Tensor(), state.normed, state.inv_rms);
-  if (look) look("final_norm", state.normed);
-  return state;
+  return stream;
+}
+
+void Model::final_norm_forward(Context& c, const Stream& in, Alive& state) {
+  state.sum = in.delta ? c.saved.tensor(compute_, in.x.shape) : in.x;
+  state.inv_rms = c.saved.tensor(c.acc(), {in.x.shape[0]});
+  state.normed = c.saved.tensor(compute_, in.x.shape);
+  ops_.add_rms_norm(in.x, in.delta, weights_.final_norm, config_.norm_epsilon, in.delta ? state.sum : Tensor(),
+                    state.normed, state.inv_rms);
 }
 
 void Model::layer_backward(Context& c, std::size_t l, const Microbatch& batch, const RouterTraining& training,
-                           Forward& state, const Tensor& g) {
+                           Alive& state, const Tensor& g) {
   const LayerParameters<Tensor>&w = weights_.layers[l], &dw = gradients_.layers[l];
   LayerSaved& saved = state.layers[l];
   const ArenaScope scope(recompute_);
@@ -187,73 +168,6 @@ void Model::report_ready(const std::string& prefix, const GradientsReady& ready)
     const FlatRange range = store_.range_of(prefix, group);
     if (range.last > range.first) ready(range);
   }
-}
-
-MicrobatchLosses Model::summarise(const Microbatch& batch, const Tensor& losses, BalanceScope scope,
-                                  Forward& state) const {
-  MicrobatchLosses result;
-  const auto* targets = batch.targets.as<std::int32_t>();
-  for (std::int64_t t = 0; t < batch.tokens_count(); ++t) {
-    if (targets[t] < 0) continue;
-    result.language += element(losses, t);
-    ++result.tokens;
-  }
-  if (config_.is_moe()) {
-    result.balance = state.routing.balance_loss(scope, batch.tokens_count());
-    result.z = state.routing.z_loss(batch.tokens_count());
-  }
-  result.routing = std::move(state.routing);
-  return result;
-}
-
-MicrobatchLosses Model::forward_backward(const Microbatch& batch, const MicrobatchTraining& training,
-                                         const GradientsReady& ready) {
-  Context c = start(training.recompute);
-  const Shape shape{batch.tokens_count(), config_.hidden_size};
-  Forward state = forward(c, batch, training.router);
-  // Head: loss and its gradient, block by block.
-  const Tensor losses = saved_.tensor(c.acc(), {shape[0]});
-  const Tensor dnormed = saved_.tensor(compute_, shape), g = saved_.tensor(compute_, shape);
-  head_.forward_backward(c, weights_.head, state.normed, batch.targets, training.token_scale, losses, dnormed,
-                         gradients_.head);
-  ops_.rms_norm_backward(dnormed, state.sum, weights_.final_norm, state.inv_rms, {}, g, gradients_.final_norm);
-  report_ready("final_norm", ready);
-  if (!config_.tie_embeddings) report_ready("head", ready);
-  for (std::size_t l = attention_.size(); l-- > 0;) {
-    layer_backward(c, l, batch, training.router, state, g);
-    report_ready(prefix_of(l), ready);
-  }
-  ops_.embedding_backward(g, batch.tokens, gradients_.embedding);
-  report_ready("embedding", ready);
-  return summarise(batch, losses, training.router.scope, state);
-}
-
-MicrobatchLosses Model::evaluate(const Microbatch& batch, const Tensor& losses) {
-  Context c = start(Recompute::full);  // keeps nothing but each layer's input
-  Forward state = forward(c, batch, {});
-  const Tensor out = losses ? losses : saved_.tensor(c.acc(), {batch.tokens_count()});
-  head_.forward(c, weights_.head, state.normed, batch.targets, out);
-  return summarise(batch, out, BalanceScope::all_layers, state);
-}
-
-std::string Model::first_non_finite(const Microbatch& batch) {
-  Context c = start(Recompute::none);
-  std::string found;
-  const Forward state = forward(c, batch, {}, [&](const std::string& place, const Tensor& x) {
-    if (found.empty() && !is_finite(x)) found = place;
-  });
-  if (!found.empty()) return found;
-  const Tensor losses = saved_.tensor(c.acc(), {batch.tokens_count()});
-  head_.forward(c, weights_.head, state.normed, batch.targets, losses);
-  return is_finite(losses) ? "" : "head";
-}
-
-std::int64_t Model::peak_activation_bytes() const {
-  return saved_.peak_bytes() + scratch_.peak_bytes() + recompute_.peak_bytes();
-}
-
-std::int64_t Model::system_allocations() const {
-  return saved_.system_allocations() + scratch_.system_allocations() + recompute_.system_allocations();
 }
 
 }  // namespace dropcycle

@@ -99,24 +99,15 @@ StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microb
   const MicrobatchTraining training = microbatch_training(step, static_cast<std::int64_t>(tokens));
   // 2. Forward and backward; the last microbatch's gradients travel as they become final.
   for (const GradientGroup group : kGradientGroups) model_.ops().fill_zero(store.gradients(group));
-  StepResult local;
-  std::vector<double> counts;
-  const auto mark_ready = [this](const FlatRange& range) { buckets_[range.group].mark_ready(range.first, range.last); };
-  for (std::size_t m = 0; m < microbatches.size(); ++m) {
-    const bool last = m + 1 == microbatches.size();
-    const Microbatch batch = view(microbatches[m], config_.train.micro_batch, config_.data.sequence_length, reset);
-    const MicrobatchLosses losses =
-        model_.forward_backward(batch, training, last ? Model::GradientsReady(mark_ready) : Model::GradientsReady());
-    local.loss += losses.language;
-    local.balance += losses.balance;
-    local.z += losses.z;
-    counts.resize(losses.routing.counts.size());
-    for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += losses.routing.counts[i];
+  std::vector<Microbatch> batches;
+  for (const Batch& batch : microbatches) {
+    batches.push_back(view(batch, config_.train.micro_batch, config_.data.sequence_length, reset));
   }
+  const MicrobatchLosses losses = model_.forward_backward(
+      batches, training, [this](const FlatRange& range) { buckets_[range.group].mark_ready(range.first, range.last); });
   for (const GradientGroup group : kGradientGroups) buckets_[group].finish();
-  local.tokens = static_cast<std::int64_t>(tokens);
   // 3. Norm and losses, the same on all ranks.
-  StepResult result = reduce(local, std::move(counts));
+  StepResult result = reduce(losses, static_cast<std::int64_t>(tokens));
   result.gradient_norm = optimizer_.gradient_norm();
   result.learning_rate = learning_rate_at(config_.optimizer, config_.train.steps, step);
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
@@ -127,12 +118,15 @@ StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microb
   return result;
 }
 
-StepResult TrainingStep::reduce(const StepResult& local, std::vector<double> counts) const {
-  std::vector<double> sums{local.loss, local.balance, local.z};
-  sums.insert(sums.end(), counts.begin(), counts.end());
-  groups_[GroupKind::dp].all_reduce(Tensor(sums.data(), {static_cast<std::int64_t>(sums.size())}));
-  StepResult result = local;
-  result.loss = sums[0] / static_cast<double>(local.tokens);
+StepResult TrainingStep::reduce(const MicrobatchLosses& losses, std::int64_t tokens) const {
+  std::vector<double> sums{losses.language, losses.balance, losses.z};
+  sums.insert(sums.end(), losses.routing.counts.begin(), losses.routing.counts.end());
+  const Tensor all(sums.data(), {std::ssize(sums)});
+  groups_[GroupKind::dp].all_reduce(all);
+  groups_[GroupKind::pp].all_reduce(all);  // every stage knows its own layers' part
+  StepResult result;
+  result.tokens = tokens;
+  result.loss = sums[0] / static_cast<double>(tokens);
   result.balance = sums[1] / static_cast<double>(global_microbatches());
   result.z = sums[2] / static_cast<double>(global_microbatches());
   const auto experts = static_cast<std::size_t>(config_.model.experts);

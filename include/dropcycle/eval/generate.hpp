@@ -22,7 +22,7 @@ struct GenerateOptions {
 // The next token for logits [V]; `draw` in (0, 1). Ties go to the lower id.
 std::int32_t sample_token(std::span<const float> logits, const GenerateOptions& options, double draw);
 
-// The new tokens after `prompt` (at least one token). `on_token` sees each as it comes. Collective over ep.
+// The new tokens after `prompt` (at least one token). `on_token` sees each as it comes. Collective over ep and pp.
 std::vector<std::int32_t> generate(Model& model, std::span<const std::int32_t> prompt, const GenerateOptions& options,
                                    const std::function<void(std::int32_t)>& on_token = {});
 

@@ -13,7 +13,8 @@ class Decoder {
  public:
   // Room for `capacity` places. `model` must live longer and must not train meanwhile.
   Decoder(Model& model, std::int64_t capacity);
-  // Appends tokens to the sequence and returns the logits [V] after the last one. Collective over ep.
+  // Appends tokens to the sequence and returns the logits [V] after the last one, on every stage. Collective over ep
+  // and pp.
   // Throws Error{usage} if the sequence outgrows the capacity.
   std::vector<float> append(std::span<const std::int32_t> tokens);
   std::int64_t length() const { return length_; }

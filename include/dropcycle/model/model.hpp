@@ -2,6 +2,8 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,6 +12,7 @@
 #include "dropcycle/layers/mlp.hpp"
 #include "dropcycle/layers/moe/moe.hpp"
 #include "dropcycle/model/parameter_store.hpp"
+#include "dropcycle/model/pipeline.hpp"
 
 namespace dropcycle {
 
@@ -22,10 +25,10 @@ struct LayerParameters {
 
 template <class T>
 struct ModelParameters {
-  T embedding;  // [V,H]
-  std::vector<LayerParameters<T>> layers;
-  T final_norm;  // [H]
-  T head;        // [V,H]; the embedding when tied
+  T embedding;                             // [V,H]
+  std::vector<LayerParameters<T>> layers;  // [L]
+  T final_norm;                            // [H]
+  T head;                                  // [V,H]; the embedding when tied
 };
 
 // What a training microbatch is computed with.
@@ -35,20 +38,22 @@ struct MicrobatchTraining {
   Recompute recompute = Recompute::none;
 };
 
-// Result of one microbatch.
+// Result of some microbatches: what this rank's chunks add to it. Under pipeline parallelism everything but `tokens` is
+// to be summed over the stages.
 struct MicrobatchLosses {
   double language = 0;        // Σ over predicted tokens of -log p(target)
-  std::int64_t tokens = 0;    // predicted tokens
-  double balance = 0, z = 0;  // unscaled losses of this microbatch (0 for a dense model)
-  RoutingStatistics routing;
+  std::int64_t tokens = 0;    // predicted tokens, the same on every stage
+  double balance = 0, z = 0;  // sums of the microbatches' unscaled losses (0 for a dense model)
+  RoutingStatistics routing;  // sums; rows of other stages' layers are 0
 };
 
 class Model {
  public:
   // The parameters of this rank, without making them; all of the model's with Groups::single().
-  static std::vector<ParameterSpec> declare(const ModelConfig& config, const Groups& groups);
+  static std::vector<ParameterSpec> declare(const ModelConfig& config, const Groups& groups,
+                                            const PipelineOptions& pipeline = {});
   // Declares this rank's parameters and allocates them (zero): initialise, then call weights_changed().
-  Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType compute);
+  Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType compute, const PipelineOptions& pipeline = {});
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
@@ -59,16 +64,26 @@ class Model {
   // Makes the compute weights from the masters and invalidates packed copies.
   void weights_changed();
 
-  // Called as backward finishes gradients, from the last layers to the first; every range once.
+  // Called as backward finishes gradients, from the last layers of a chunk to the first; every range once.
   using GradientsReady = std::function<void(const FlatRange&)>;
-  // Forward and backward; gradients +=.
-  MicrobatchLosses forward_backward(const Microbatch& batch, const MicrobatchTraining& training,
+  // Forward and backward of all microbatches in the order of the pipeline's schedule (without pipeline: one after
+  // another); gradients +=. `ready` belongs to the last backward of each chunk. Collective over ep and pp. The two
+  // copies of tied embeddings of a pipeline get the sum of both gradients: there the gradients must be zero before.
+  MicrobatchLosses forward_backward(std::span<const Microbatch> batches, const MicrobatchTraining& training,
                                     const GradientsReady& ready = {});
-  // Forward only. If losses is not empty it gets each token's loss, acc [T].
+  MicrobatchLosses forward_backward(const Microbatch& batch, const MicrobatchTraining& training,
+                                    const GradientsReady& ready = {}) {
+    return forward_backward(std::span(&batch, 1), training, ready);
+  }
+  // Forward only: the language-model loss and the choices of experts. If losses is not empty it gets each token's loss,
+  // acc [T], on the last stage. Collective over ep and pp; a stage doesn't wait for the next one to finish.
   MicrobatchLosses evaluate(const Microbatch& batch, const Tensor& losses = {});
   // Forward with a look at every layer's output: "embedding", "layers.3.attention", ..., "head" for the first one
-  // with a NaN or an infinity, or "" where all are finite.
+  // of this rank with a NaN or an infinity, or "" where all are finite or the input from the stage before is not.
+  // Collective over ep and pp.
   std::string first_non_finite(const Microbatch& batch);
+  // The most chunks of microbatches whose activations were alive at once so far; most_alive() is its bound, asserted.
+  std::int64_t most_alive() const { return static_cast<std::int64_t>(alive_.size()); }
   // Bytes of activation memory at the peak so far.
   std::int64_t peak_activation_bytes() const;
   // Times that activation memory was asked from the system so far: constant once steps are alike.
@@ -83,35 +98,78 @@ class Model {
     MoeSaved moe;
     Tensor input;  // full recompute
   };
-  struct Forward {
-    std::vector<LayerSaved> layers;
-    Tensor sum, inv_rms, normed;  // the final norm's
+  // What one chunk keeps of a microbatch from forward to backward.
+  struct Alive {
+    bool in_use = false;
+    std::int64_t microbatch = 0;
+    int chunk = 0;
+    Arena saved;
+    std::vector<LayerSaved> layers;  // [L]
+    Tensor output;                   // of the last layer: x + delta, goes to the next stage
+    Tensor sum, inv_rms, normed;     // the final norm's
     RoutingStatistics routing;
+    std::vector<std::unique_ptr<Request>> sent;
+  };
+  // A gradient on its way from stage to stage, with the shares of all layers (see RoutingStatistics).
+  struct TravellingGradient {
+    Arena memory;
+    std::vector<double> shares;
+    std::vector<std::unique_ptr<Request>> sent;
   };
   template <class Get>
   ModelParameters<Tensor> bind(Get get) const;
 
-  Context start(Recompute recompute);
-  Forward forward(Context& context, const Microbatch& batch, const RouterTraining& training, const Look& look = {});
+  // model.cpp: layers.
   Stream layer_forward(Context& context, std::size_t layer, const Microbatch& batch, const RouterTraining& training,
                        const Stream& in, const Tensor& delta, LayerSaved& saved, RoutingStatistics& routing,
                        const Look& look = {});
+  Stream layers_forward(Context& context, const Chunk& chunk, const Microbatch& batch, const RouterTraining& training,
+                        Stream in, Alive& state, const Look& look);
+  void final_norm_forward(Context& context, const Stream& in, Alive& state);
   void layer_backward(Context& context, std::size_t layer, const Microbatch& batch, const RouterTraining& training,
-                      Forward& state, const Tensor& g);
-  MicrobatchLosses summarise(const Microbatch& batch, const Tensor& losses, BalanceScope scope, Forward& state) const;
+                      Alive& state, const Tensor& g);
+  double head_backward(Context& context, const Microbatch& batch, double token_scale, Alive& state, const Tensor& g);
   void report_ready(const std::string& prefix, const GradientsReady& ready) const;
+  bool travels(BalanceScope scope) const;
+
+  // pipeline.cpp: chunks, their memory and messages.
+  Communicator& stages() const { return groups_[GroupKind::pp]; }
+  Alive& acquire(std::int64_t microbatch, int chunk, std::int64_t promised);
+  Alive& find(std::int64_t microbatch, int chunk);
+  void release(Alive& state);
+  TravellingGradient& next_gradient();
+  Context context(Arena& saved, Recompute recompute);
+  // Values and, if not empty, shares to or from the next (+1) or the previous (-1) stage.
+  std::vector<std::unique_ptr<Request>> send(const Tensor& values, std::vector<double>& shares, int direction) const;
+  void receive(const Tensor& values, std::vector<double>& shares, int direction) const;
+  // What a chunk starts with: the embedding, or what the stage before sends (x + delta, and the shares up to there).
+  Stream chunk_input(Context& context, const Chunk& chunk, const Microbatch& batch, Alive& state, const Look& look);
+  // What comes after a chunk's layers: the final norm, or x + delta and the shares go to the next stage.
+  void chunk_output(Context& context, const Chunk& chunk, const Stream& out, Alive& state, const Look& look);
+  void chunk_forward(Context& context, const Chunk& chunk, const Microbatch& batch, const RouterTraining& training,
+                     Alive& state, Look look = {});
+  void chunk_backward(Context& context, const Chunk& chunk, const Microbatch& batch, const MicrobatchTraining& training,
+                      Alive& state, MicrobatchLosses& losses, const GradientsReady& ready);
+  MicrobatchLosses no_losses() const;
+  // Whether the first and the last stage each have a copy of one matrix.
+  bool shares_embedding() const { return config_.tie_embeddings && stages().size() > 1; }
 
   ModelConfig config_;
   const Groups& groups_;
   Ops& ops_;
   DType compute_;
+  PipelineOptions pipeline_;
+  std::vector<Chunk> chunks_;
   std::vector<AttentionLayer> attention_;
   std::vector<MlpLayer> mlp_;
   std::vector<MoeLayer> moe_;
   LmHead head_;
   ParameterStore store_;
   ModelParameters<Tensor> weights_, gradients_;
-  Arena saved_, scratch_, recompute_;
+  std::vector<std::unique_ptr<Alive>> alive_;
+  TravellingGradient travelling_[kGradientBuffers];
+  std::size_t next_gradient_ = 0;
+  Arena scratch_, recompute_;
 };
 
 }  // namespace dropcycle

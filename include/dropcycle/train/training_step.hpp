@@ -41,8 +41,8 @@ class TrainingStep {
   GradientBuckets make_buckets(GradientGroup group) const;
   std::int64_t global_microbatches() const;
   MicrobatchTraining microbatch_training(std::int64_t step, std::int64_t global_tokens) const;
-  // Sums over the data-parallel ranks.
-  StepResult reduce(const StepResult& local, std::vector<double> counts) const;
+  // Sums over the data-parallel ranks and the stages.
+  StepResult reduce(const MicrobatchLosses& losses, std::int64_t tokens) const;
   [[noreturn]] void fail_non_finite(std::int64_t step, const StepResult& result, const std::vector<Batch>& microbatches,
                                     const std::function<std::string(std::uint64_t)>& describe);
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 
 namespace dropcycle {
 namespace {
@@ -31,7 +32,27 @@ RoutingStatistics::RoutingStatistics(std::int64_t layers_, std::int64_t experts_
       experts(experts_),
       counts(static_cast<std::size_t>(layers * experts)),
       probabilities(static_cast<std::size_t>(layers * experts)),
-      squared_lse(static_cast<std::size_t>(layers)) {}
+      squared_lse(static_cast<std::size_t>(layers)),
+      shares(static_cast<std::size_t>(experts)) {}
+
+void RoutingStatistics::add_shares(std::int64_t first, std::int64_t last, std::int64_t tokens) {
+  const double all = static_cast<double>(layers * tokens);
+  for (std::int64_t l = first; l < last; ++l) {
+    for (std::size_t e = 0; e < shares.size(); ++e)
+      shares[e] += counts[static_cast<std::size_t>(l * experts) + e] / all;
+  }
+}
+
+RoutingStatistics& RoutingStatistics::operator+=(const RoutingStatistics& other) {
+  const auto add = [](std::vector<double>& sum, const std::vector<double>& values) {
+    std::ranges::transform(sum, values, sum.begin(), std::plus<>());
+  };
+  add(counts, other.counts);
+  add(probabilities, other.probabilities);
+  add(squared_lse, other.squared_lse);
+  add(shares, other.shares);
+  return *this;
+}
 
 double RoutingStatistics::balance_loss(BalanceScope scope, std::int64_t tokens) const {
   double loss = 0;
@@ -55,12 +76,10 @@ std::vector<double> RoutingStatistics::balance_gradient(BalanceScope scope, std:
   std::vector<double> gradient(static_cast<std::size_t>(experts));
   const double all = static_cast<double>(layers * tokens);
   for (std::int64_t e = 0; e < experts; ++e) {
-    double share = 0;  // f_e or f_le
-    if (scope == BalanceScope::per_layer) {
-      share = counts[static_cast<std::size_t>(layer * experts + e)] / static_cast<double>(tokens);
-    } else {
-      for (std::int64_t l = 0; l < layers; ++l) share += counts[static_cast<std::size_t>(l * experts + e)] / all;
-    }
+    const double share =  // f_e or f_le
+        scope == BalanceScope::per_layer
+            ? counts[static_cast<std::size_t>(layer * experts + e)] / static_cast<double>(tokens)
+            : shares[static_cast<std::size_t>(e)];
     gradient[static_cast<std::size_t>(e)] = coefficient * static_cast<double>(experts) * share / all;
   }
   return gradient;

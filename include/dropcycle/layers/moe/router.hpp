@@ -39,7 +39,12 @@ struct RoutingStatistics {
   std::vector<double> counts;         // [L,E]: c_le
   std::vector<double> probabilities;  // [L,E]: Σ_t p_lte
   std::vector<double> squared_lse;    // [L]: Σ_t lse²
+  std::vector<double> shares;         // [E]: Σ_l c_le / (L T), all_layers' f, of the layers added so far
 
+  // Adds the parts of layers [first, last) to the shares.
+  void add_shares(std::int64_t first, std::int64_t last, std::int64_t tokens);
+  RoutingStatistics& operator+=(const RoutingStatistics& other);
+  // The losses' parts of the layers with rows here; shares complete over all layers.
   double balance_loss(BalanceScope scope, std::int64_t tokens) const;
   double z_loss(std::int64_t tokens) const;
   // dloss/dp_lte for every token of layer l, times coefficient: [E].
@@ -61,7 +66,7 @@ class Router {
   Router(const ModelConfig& config, std::int64_t layer);
   void forward(Context& context, const Tensor& w, const Tensor& x, std::uint64_t first_token,
                const RouterTraining& training, RouterSaved& saved, RoutingStatistics& statistics) const;
-  // dx += , dw += from dweights [T,K] and the losses' gradients (statistics complete over all layers).
+  // dx += , dw += from dweights [T,K] and the losses' gradients (shares complete over all layers).
   void backward(Context& context, const Tensor& w, const RouterSaved& saved, const RoutingStatistics& statistics,
                 const RouterTraining& training, std::uint64_t first_token, const Tensor& dweights, const Tensor& dx,
                 const Tensor& dw) const;

@@ -1,0 +1,298 @@
+// The microbatches of a step on one stage: what is alive, in which order, and what goes to the neighbours.
+#include "dropcycle/model/pipeline.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "dropcycle/core/error.hpp"
+#include "dropcycle/model/model.hpp"
+
+namespace dropcycle {
+namespace {
+
+double element(const Tensor& x, std::int64_t i) {
+  return x.dtype == DType::f64 ? x.as<double>()[i] : static_cast<double>(x.as<float>()[i]);
+}
+
+bool is_finite(const Tensor& x) {
+  switch (x.dtype) {
+    case DType::f64:
+      return std::all_of(x.as<double>(), x.as<double>() + x.elements(), [](double v) { return std::isfinite(v); });
+    case DType::f32:
+      return std::all_of(x.as<float>(), x.as<float>() + x.elements(), [](float v) { return std::isfinite(v); });
+    case DType::bf16:
+      return std::all_of(x.as<BF16>(), x.as<BF16>() + x.elements(),
+                         [](BF16 v) { return std::isfinite(static_cast<float>(v)); });
+    case DType::f16:
+      return std::all_of(x.as<F16>(), x.as<F16>() + x.elements(),
+                         [](F16 v) { return std::isfinite(static_cast<float>(v)); });
+    case DType::i32:
+      return true;
+  }
+  return false;
+}
+
+double sum_of(const Tensor& losses) {
+  double sum = 0;
+  for (std::int64_t t = 0; t < losses.elements(); ++t) sum += element(losses, t);
+  return sum;
+}
+
+std::int64_t predicted_tokens(const Microbatch& batch) {
+  const auto* targets = batch.targets.as<std::int32_t>();
+  return std::count_if(targets, targets + batch.tokens_count(), [](std::int32_t target) { return target >= 0; });
+}
+
+void wait_for(std::vector<std::unique_ptr<Request>>& requests) {
+  for (const auto& request : requests) request->wait();
+  requests.clear();
+}
+
+}  // namespace
+
+PipelineOptions pipeline_options(const Config& config) {
+  const ParallelConfig& p = config.parallel;
+  layers_of_chunks(config.model.layers, p.pipeline, p.virtual_stages, p.pipeline_layers);
+  return {parse_pipeline_schedule(p.schedule), p.virtual_stages, p.pipeline_layers};
+}
+
+std::vector<Chunk> chunks_of(const ModelConfig& config, const Groups& groups, const PipelineOptions& options) {
+  const int stages = groups[GroupKind::pp].size(), stage = groups[GroupKind::pp].rank();
+  const auto layers = layers_of_chunks(config.layers, stages, options.virtual_stages, options.layers);
+  std::vector<Chunk> result;
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    if (static_cast<int>(i) % stages == stage) {
+      result.push_back({first, first + layers[i], i == 0, i + 1 == layers.size()});
+    }
+    first += layers[i];
+  }
+  return result;
+}
+
+Model::Alive& Model::acquire(std::int64_t microbatch, int chunk, std::int64_t promised) {
+  auto free = std::ranges::find_if(alive_, [](const auto& state) { return !state->in_use; });
+  if (free == alive_.end()) {
+    require(std::ssize(alive_) < promised, "microbatch {} would be one too many alive at once: schedule {} promises {}",
+            microbatch, name(pipeline_.schedule), promised);
+    alive_.push_back(std::make_unique<Alive>());
+    free = alive_.end() - 1;
+  }
+  Alive& state = **free;
+  wait_for(state.sent);
+  state.saved.reset();
+  state.in_use = true;
+  state.microbatch = microbatch;
+  state.chunk = chunk;
+  state.layers.assign(attention_.size(), {});
+  state.routing = config_.is_moe() ? RoutingStatistics(config_.layers, config_.experts) : RoutingStatistics();
+  return state;
+}
+
+Model::Alive& Model::find(std::int64_t microbatch, int chunk) {
+  const auto found = std::ranges::find_if(alive_, [&](const auto& state) {
+    return state->in_use && state->microbatch == microbatch && state->chunk == chunk;
+  });
+  require(found != alive_.end(), "backward of microbatch {}, chunk {} without forward", microbatch, chunk);
+  return **found;
+}
+
+void Model::release(Alive& state) {
+  state.in_use = false;
+  if (state.sent.empty()) state.saved.reset();  // merges its blocks within the first step
+}
+
+Model::TravellingGradient& Model::next_gradient() {
+  TravellingGradient& gradient = travelling_[next_gradient_++ % kGradientBuffers];
+  wait_for(gradient.sent);
+  gradient.memory.reset();
+  return gradient;
+}
+
+Context Model::context(Arena& saved, Recompute recompute) {
+  scratch_.reset();
+  recompute_.reset();
+  return {ops_, groups_, saved, scratch_, compute_, store_.version(), recompute};
+}
+
+std::vector<std::unique_ptr<Request>> Model::send(const Tensor& values, std::vector<double>& shares,
+                                                  int direction) const {
+  const int size = stages().size(), to = (stages().rank() + direction + size) % size;
+  const Channel channel = direction > 0 ? Channel::forward : Channel::backward;
+  std::vector<std::unique_ptr<Request>> requests;
+  requests.push_back(stages().start_send(values, to, channel));
+  if (!shares.empty())
+    requests.push_back(stages().start_send(Tensor(shares.data(), {std::ssize(shares)}), to, channel));
+  return requests;
+}
+
+void Model::receive(const Tensor& values, std::vector<double>& shares, int direction) const {
+  const int size = stages().size(), from = (stages().rank() + direction + size) % size;
+  const Channel channel = direction > 0 ? Channel::backward : Channel::forward;
+  std::vector<std::unique_ptr<Request>> requests;
+  requests.push_back(stages().start_receive(values, from, channel));
+  if (!shares.empty()) {
+    requests.push_back(stages().start_receive(Tensor(shares.data(), {std::ssize(shares)}), from, channel));
+  }
+  wait_for(requests);
+}
+
+Stream Model::chunk_input(Context& c, const Chunk& chunk, const Microbatch& batch, Alive& state, const Look& look) {
+  const Stream in{c.saved.tensor(compute_, {batch.tokens_count(), config_.hidden_size}), {}};
+  if (chunk.begins) {
+    ops_.embedding(batch.tokens, weights_.embedding, in.x);
+    if (look) look("embedding", in.x);
+  } else {
+    receive(in.x, state.routing.shares, -1);
+  }
+  return in;
+}
+
+void Model::chunk_output(Context& c, const Chunk& chunk, const Stream& out, Alive& state, const Look& look) {
+  if (chunk.ends) {
+    final_norm_forward(c, out, state);
+    if (look) look("final_norm", state.normed);
+    return;
+  }
+  state.output = out.delta ? out.delta : out.x;
+  if (out.delta) ops_.add(out.x, out.delta, state.output);
+  if (look) look(fmt::format("layers.{}", chunk.last - 1), state.output);
+  state.sent = send(state.output, state.routing.shares, +1);
+}
+
+void Model::chunk_forward(Context& c, const Chunk& chunk, const Microbatch& batch, const RouterTraining& training,
+                          Alive& state, Look look) {
+  // 1. The embedding, or what the stage before sends.
+  const Stream in = chunk_input(c, chunk, batch, state, look);
+  if (look && !chunk.begins && !is_finite(in.x)) look = {};  // the stage before has seen it
+  // 2. Layers.
+  const Stream out = layers_forward(c, chunk, batch, training, in, state, look);
+  if (config_.is_moe()) state.routing.add_shares(chunk.first, chunk.last, batch.tokens_count());
+  // 3. The final norm, or on to the next stage.
+  chunk_output(c, chunk, out, state, look);
+}
+
+void Model::chunk_backward(Context& c, const Chunk& chunk, const Microbatch& batch, const MicrobatchTraining& training,
+                           Alive& state, MicrobatchLosses& sums, const GradientsReady& ready) {
+  wait_for(state.sent);  // received long ago, or this backward could not begin
+  const Shape shape{batch.tokens_count(), config_.hidden_size};
+  TravellingGradient* travelling = chunk.begins && chunk.ends ? nullptr : &next_gradient();
+  const Tensor g = (travelling ? travelling->memory : c.saved).tensor(compute_, shape);
+  // 3. Head and final norm, or what the next stage sends: the gradient, and the shares of all layers.
+  if (chunk.ends) {
+    const Tensor losses = c.saved.tensor(c.acc(), {shape[0]}), dnormed = c.saved.tensor(compute_, shape);
+    head_.forward_backward(c, weights_.head, state.normed, batch.targets, training.token_scale, losses, dnormed,
+                           gradients_.head);
+    ops_.rms_norm_backward(dnormed, state.sum, weights_.final_norm, state.inv_rms, {}, g, gradients_.final_norm);
+    report_ready("final_norm", ready);
+    if (!config_.tie_embeddings) report_ready("head", ready);
+    sums.language += sum_of(losses);
+  } else {
+    receive(g, state.routing.shares, +1);
+  }
+  // 2. Layers.
+  for (std::int64_t layer = chunk.last; layer-- > chunk.first;) {
+    layer_backward(c, static_cast<std::size_t>(layer), batch, training.router, state, g);
+    report_ready(fmt::format("layers.{}.", layer), ready);
+  }
+  // 1. The embedding, or back to the stage before.
+  if (chunk.begins) {
+    ops_.embedding_backward(g, batch.tokens, gradients_.embedding);
+    if (!shares_embedding()) report_ready("embedding", ready);
+  } else {
+    travelling->shares = state.routing.shares;
+    travelling->sent = send(g, travelling->shares, -1);
+  }
+  if (!config_.is_moe()) return;
+  sums.balance += state.routing.balance_loss(training.router.scope, batch.tokens_count());
+  sums.z += state.routing.z_loss(batch.tokens_count());
+  sums.routing += state.routing;
+}
+
+MicrobatchLosses Model::no_losses() const {
+  MicrobatchLosses losses;
+  if (config_.is_moe()) losses.routing = RoutingStatistics(config_.layers, config_.experts);
+  return losses;
+}
+
+MicrobatchLosses Model::forward_backward(std::span<const Microbatch> batches, const MicrobatchTraining& training,
+                                         const GradientsReady& ready) {
+  MicrobatchLosses sums = no_losses();
+  for (const Microbatch& batch : batches) sums.tokens += predicted_tokens(batch);
+  const int size = stages().size(), stage = stages().rank(), chunks = pipeline_.virtual_stages;
+  const auto count = std::ssize(batches);
+  const std::int64_t promised = dropcycle::most_alive(pipeline_.schedule, size, count, chunks, stage);
+  for (const PipelineStep& step : pipeline_steps(pipeline_.schedule, size, count, chunks, stage)) {
+    const Chunk& chunk = chunks_[static_cast<std::size_t>(step.chunk)];
+    const Microbatch& batch = batches[static_cast<std::size_t>(step.microbatch)];
+    const bool forward = step.kind == PipelineStep::Kind::forward, last = step.microbatch + 1 == count;
+    Alive& state = forward ? acquire(step.microbatch, step.chunk, promised) : find(step.microbatch, step.chunk);
+    Context c = context(state.saved, training.recompute);
+    if (forward) {
+      chunk_forward(c, chunk, batch, training.router, state);
+    } else {
+      chunk_backward(c, chunk, batch, training, state, sums, last ? ready : GradientsReady());
+      release(state);
+    }
+  }
+  if (shares_embedding() && gradients_.embedding) {
+    groups_[GroupKind::embedding].all_reduce(gradients_.embedding);
+    report_ready("embedding", ready);
+  }
+  return sums;
+}
+
+MicrobatchLosses Model::evaluate(const Microbatch& batch, const Tensor& losses) {
+  MicrobatchLosses sums = no_losses();
+  sums.tokens = predicted_tokens(batch);
+  for (const Chunk& chunk : chunks_) {
+    Alive& state = acquire(0, 0, 1);
+    Context c = context(state.saved, Recompute::full);  // keeps nothing but each layer's input
+    chunk_forward(c, chunk, batch, {}, state);
+    if (chunk.ends) {
+      const Tensor out = losses ? losses : c.saved.tensor(c.acc(), {batch.tokens_count()});
+      head_.forward(c, weights_.head, state.normed, batch.targets, out);
+      sums.language += sum_of(out);
+    }
+    if (config_.is_moe()) sums.routing += state.routing;
+    release(state);
+  }
+  return sums;
+}
+
+std::string Model::first_non_finite(const Microbatch& batch) {
+  std::string found;
+  const Look look = [&](const std::string& place, const Tensor& x) {
+    if (found.empty() && !is_finite(x)) found = place;
+  };
+  for (const Chunk& chunk : chunks_) {
+    Alive& state = acquire(0, 0, 1);
+    Context c = context(state.saved, Recompute::none);
+    chunk_forward(c, chunk, batch, {}, state, look);
+    if (chunk.ends && is_finite(state.normed)) {
+      const Tensor losses = c.saved.tensor(c.acc(), {batch.tokens_count()});
+      head_.forward(c, weights_.head, state.normed, batch.targets, losses);
+      look("head", losses);
+    }
+    release(state);
+  }
+  return found;
+}
+
+std::int64_t Model::peak_activation_bytes() const {
+  std::int64_t bytes = scratch_.peak_bytes() + recompute_.peak_bytes();
+  for (const auto& state : alive_) bytes += state->saved.peak_bytes();
+  for (const TravellingGradient& gradient : travelling_) bytes += gradient.memory.peak_bytes();
+  return bytes;
+}
+
+std::int64_t Model::system_allocations() const {
+  std::int64_t count = scratch_.system_allocations() + recompute_.system_allocations();
+  for (const auto& state : alive_) count += state->saved.system_allocations();
+  for (const TravellingGradient& gradient : travelling_) count += gradient.memory.system_allocations();
+  return count;
+}
+
+}  // namespace dropcycle
