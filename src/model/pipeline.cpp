@@ -244,22 +244,35 @@ MicrobatchLosses Model::forward_backward(std::span<const Microbatch> batches, co
   return sums;
 }
 
-MicrobatchLosses Model::evaluate(const Microbatch& batch, const Tensor& losses) {
-  MicrobatchLosses sums = no_losses();
-  sums.tokens = predicted_tokens(batch);
+template <class Finish>
+void Model::forward_only(const Microbatch& batch, Finish finish) {
   for (const Chunk& chunk : chunks_) {
     Alive& state = acquire(0, 0, 1);
     Context c = context(state.saved, Recompute::full);  // keeps nothing but each layer's input
     chunk_forward(c, chunk, batch, {}, state);
+    finish(c, chunk, state);
+    release(state);
+  }
+}
+
+MicrobatchLosses Model::evaluate(const Microbatch& batch, const Tensor& losses) {
+  MicrobatchLosses sums = no_losses();
+  sums.tokens = predicted_tokens(batch);
+  forward_only(batch, [&](Context& c, const Chunk& chunk, const Alive& state) {
     if (chunk.ends) {
       const Tensor out = losses ? losses : c.saved.tensor(c.acc(), {batch.tokens_count()});
       head_.forward(c, weights_.head, state.normed, batch.targets, out);
       sums.language += sum_of(out);
     }
     if (config_.is_moe()) sums.routing += state.routing;
-    release(state);
-  }
+  });
   return sums;
+}
+
+void Model::logits(const Microbatch& batch, const Tensor& logits) {
+  forward_only(batch, [&](Context& c, const Chunk& chunk, const Alive& state) {
+    if (chunk.ends) head_.logits(c, weights_.head, state.normed, logits);
+  });
 }
 
 std::string Model::first_non_finite(const Microbatch& batch) {

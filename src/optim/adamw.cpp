@@ -67,7 +67,7 @@ double AdamW::gradient_norm() const {
 }
 
 double AdamW::clip_factor(double norm) const {
-  return config_.clip > 0 && norm > config_.clip ? config_.clip / norm : 1;
+  return config_.clip > 0 ? std::min(1.0, config_.clip / (norm + 1e-6)) : 1;
 }
 
 void AdamW::update(std::int64_t step, double learning_rate, double gradient_scale) {

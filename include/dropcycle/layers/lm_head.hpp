@@ -17,7 +17,7 @@ class LmHead {
   // Forward and backward at once, so that no logits are kept: losses (=), dn = scale dΣloss/dn (=), dw +=.
   void forward_backward(Context& context, const Tensor& w, const Tensor& n, const Tensor& targets, double scale,
                         const Tensor& losses, const Tensor& dn, const Tensor& dw) const;
-  // logits [n,V] of a few rows, for generation.
+  // logits [n,V] of a few rows.
   void logits(Context& context, const Tensor& w, const Tensor& n, const Tensor& logits) const;
 
  private:

@@ -78,6 +78,9 @@ class Model {
   // Forward only: the language-model loss and the choices of experts. If losses is not empty it gets each token's loss,
   // acc [T], on the last stage. Collective over ep and pp; a stage doesn't wait for the next one to finish.
   MicrobatchLosses evaluate(const Microbatch& batch, const Tensor& losses = {});
+  // Forward only: logits [T,V] acc (=) of every place, on the last stage. `batch.targets` may be empty. Collective as
+  // evaluate.
+  void logits(const Microbatch& batch, const Tensor& logits);
   // Forward with a look at every layer's output: "embedding", "layers.3.attention", ..., "head" for the first one
   // of this rank with a NaN or an infinity, or "" where all are finite or the input from the stage before is not.
   // Collective over ep and pp.
@@ -151,6 +154,9 @@ class Model {
   void chunk_backward(Context& context, const Chunk& chunk, const Microbatch& batch, const MicrobatchTraining& training,
                       Alive& state, MicrobatchLosses& losses, const GradientsReady& ready);
   MicrobatchLosses no_losses() const;
+  // Forward of every chunk of this rank, and finish(context, chunk, state) after each.
+  template <class Finish>
+  void forward_only(const Microbatch& batch, Finish finish);
   // Whether the first and the last stage each have a copy of one matrix.
   bool shares_embedding() const { return config_.tie_embeddings && stages().size() > 1; }
 

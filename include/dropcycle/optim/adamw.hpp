@@ -22,7 +22,7 @@ class AdamW {
 
   // Global 2-norm of the (reduced) gradients; each element counts once. Collective over tp, etp and ep.
   double gradient_norm() const;
-  // min(1, clip / norm); 1 where clip is 0.
+  // min(1, clip / (norm + 1e-6)), as PyTorch's and Megatron-LM's clipping; 1 where clip is 0.
   double clip_factor(double norm) const;
   // One update of masters and weights (formula: Ops::adamw); advances the weights' version. Weight decay leaves out
   // the roles that the configuration excludes.

@@ -6,6 +6,7 @@
 // all E logits, of a microbatch of T tokens:
 //   all_layers (the paper's code):  f_e = Σ_l c_le / (L T),  P_e = Σ_lt p_lte / (L T),  loss = E Σ_e f_e P_e
 //   per_layer:                      loss = (1/L) Σ_l E Σ_e f_le P_le
+// all_layers is also transformers' load_balancing_loss_func (Mixtral), which takes the rows of all layers as one batch.
 // Balanced, both are K. f is a constant in backward: dloss/dp_lte = E f_e / (L T), E f_le / (L T).
 // z-loss (Zoph et al., 2022): mean over l and t of logsumexp(logits)².
 #pragma once

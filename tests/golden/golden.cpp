@@ -1,0 +1,200 @@
+#include "golden.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "dropcycle/core/file.hpp"
+#include "dropcycle/model/decoder.hpp"
+#include "dropcycle/optim/adamw.hpp"
+
+namespace dropcycle::test {
+namespace {
+
+template <class T>
+std::vector<double> widened(const char* data, std::size_t bytes) {
+  std::vector<T> values(bytes / sizeof(T));
+  std::memcpy(values.data(), data, bytes);
+  return {values.begin(), values.end()};
+}
+
+std::vector<double> to_doubles(Ops& ops, const Tensor& x) {
+  std::vector<double> values(static_cast<std::size_t>(x.elements()));
+  const auto* bytes = static_cast<const char*>(x.data);
+  if (x.dtype == DType::f64) return widened<double>(bytes, values.size() * 8);
+  OwnedTensor floats(DType::f32, x.shape);
+  ops.convert(x, floats);
+  std::copy_n(Tensor(floats).as<float>(), values.size(), values.begin());
+  return values;
+}
+
+void from_doubles(const std::vector<double>& values, const Tensor& x) {
+  if (x.dtype == DType::f64) {
+    std::copy(values.begin(), values.end(), x.as<double>());
+  } else {
+    std::transform(values.begin(), values.end(), x.as<float>(), [](double v) { return static_cast<float>(v); });
+  }
+}
+
+// The tokens of one step.
+struct Step {
+  Step(const Golden& golden, std::int64_t step) : batch_size(golden.shape("tokens")[1]) {
+    const std::int64_t sequence = golden.shape("tokens")[2], count = batch_size * sequence;
+    const auto all_tokens = golden.values("tokens"), all_targets = golden.values("targets");
+    for (std::int64_t t = 0; t < count; ++t) {
+      const auto place = static_cast<std::size_t>(step * count + t);
+      tokens.push_back(static_cast<std::int32_t>(all_tokens[place]));
+      targets.push_back(static_cast<std::int32_t>(all_targets[place]));
+      positions.push_back(static_cast<std::int32_t>(t % sequence));
+    }
+    predicted = std::ranges::count_if(targets, [](std::int32_t target) { return target >= 0; });
+    const Shape shape{count};
+    batch = {.batch = batch_size,
+             .sequence = sequence,
+             .tokens = Tensor(tokens.data(), shape),
+             .targets = Tensor(targets.data(), shape),
+             .positions = Tensor(positions.data(), shape)};
+  }
+  std::vector<std::int32_t> tokens, targets, positions;
+  std::int64_t batch_size = 0, predicted = 0;
+  Microbatch batch;
+};
+
+std::vector<double> cached_logits(Model& model, const Step& step) {
+  std::vector<double> result;
+  for (std::int64_t b = 0; b < step.batch_size; ++b) {
+    Decoder decoder(model, step.batch.sequence);
+    for (std::int64_t s = 0; s < step.batch.sequence; ++s) {
+      const std::vector<float> row =
+          decoder.append({&step.tokens[static_cast<std::size_t>(b * step.batch.sequence + s)], 1});
+      result.insert(result.end(), row.begin(), row.end());
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+Golden::Golden(const std::filesystem::path& path)
+    : name_(path.stem()),
+      path_(std::filesystem::path(path).replace_extension(".safetensors")),
+      data_(read_file(path_)) {
+  config_ = load_config(path, {});
+  resolve(config_);
+  std::uint64_t length = 0;
+  if (data_.size() >= sizeof length) std::memcpy(&length, data_.data(), sizeof length);
+  if (!(length > 0 && length < data_.size())) fail(Status::input, "{}: not a safetensors file", path_);
+  const auto header = nlohmann::json::parse(data_.substr(sizeof length, length));
+  for (const auto& [tensor, about] : header.items()) {
+    const std::size_t begin = about.at("data_offsets").at(0), end = about.at("data_offsets").at(1);
+    entries_[tensor] = {about.at("dtype"), about.at("shape"), sizeof length + length + begin, end - begin};
+    if (entries_[tensor].offset + entries_[tensor].size > data_.size()) fail(Status::input, "{}: cut off", path_);
+  }
+}
+
+const Golden::Entry& Golden::entry(const std::string& tensor) const {
+  const auto place = entries_.find(tensor);
+  if (place == entries_.end()) fail(Status::input, "{}: no tensor '{}': run tools/golden", path_, tensor);
+  return place->second;
+}
+
+const std::vector<std::int64_t>& Golden::shape(const std::string& tensor) const { return entry(tensor).shape; }
+
+std::vector<double> Golden::values(const std::string& tensor) const {
+  const Entry& found = entry(tensor);
+  const char* data = data_.data() + found.offset;
+  if (found.dtype == "F64") return widened<double>(data, found.size);
+  if (found.dtype == "F32") return widened<float>(data, found.size);
+  if (found.dtype == "I32") return widened<std::int32_t>(data, found.size);
+  fail(Status::input, "{}: tensor '{}' is of type {}", path_, tensor, found.dtype);
+}
+
+std::vector<std::string> Golden::names(const std::string& prefix) const {
+  std::vector<std::string> result;
+  for (const auto& [tensor, about] : entries_) {
+    if (tensor.starts_with(prefix)) result.push_back(tensor.substr(prefix.size()));
+  }
+  return result;
+}
+
+std::vector<Golden> load_goldens() {
+  const char* elsewhere = std::getenv("DROPCYCLE_GOLDEN");
+  const std::filesystem::path folder = elsewhere ? std::filesystem::path(elsewhere)
+                                                 : std::filesystem::path(DROPCYCLE_SOURCE_DIR) / "tests/golden/models";
+  std::set<std::filesystem::path> paths;
+  for (const auto& file : std::filesystem::directory_iterator(folder)) {
+    if (file.path().extension() == ".toml") paths.insert(file.path());
+  }
+  return {paths.begin(), paths.end()};
+}
+
+Numbers compute(const Golden& golden, Ops& ops, DType compute) {
+  const Config& config = golden.config();
+  const Groups groups = Groups::single();
+  Model model(config.model, groups, ops, compute);
+  ParameterStore& store = model.parameters();
+  const auto masters = store.sharded_masters();
+  if (masters.size() != golden.names("weight/").size()) {
+    fail(Status::input, "{}: {} parameters, expected {}", golden.name(), golden.names("weight/").size(),
+         masters.size());
+  }
+  for (const ShardedTensor& part : masters) {
+    const auto values = golden.values("weight/" + part.name);
+    require(static_cast<std::int64_t>(values.size()) == part.local.elements(), "{}: sizes differ", part.name);
+    from_doubles(values, part.local);
+  }
+  model.weights_changed();
+
+  Numbers numbers;
+  const Step first(golden, 0);
+  const Shape tokens{first.batch.tokens_count()};
+  const OwnedTensor logits(accumulator_of(compute), {tokens[0], config.model.vocab_size});
+  model.logits(first.batch, logits);
+  numbers["logits"] = to_doubles(ops, logits);
+  numbers["cached logits"] = cached_logits(model, first);
+  const OwnedTensor losses(accumulator_of(compute), tokens);
+  model.evaluate(first.batch, losses);
+  numbers["losses"] = to_doubles(ops, losses);
+
+  AdamW optimizer(model, groups, config.optimizer);
+  const std::int64_t steps = golden.shape("tokens")[0];
+  for (std::int64_t s = 0; s < steps; ++s) {
+    const Step step(golden, s);
+    for (const GradientGroup group : kGradientGroups) ops.fill_zero(store.gradients(group));
+    const double scale = 1.0 / static_cast<double>(step.predicted), balance = config.train.balance_coefficient;
+    const MicrobatchLosses result = model.forward_backward(
+        step.batch, {.token_scale = scale, .router = {.balance = balance, .scope = BalanceScope::all_layers}});
+    const double norm = optimizer.gradient_norm();
+    if (s == 0) {
+      numbers["loss"] = {scale * result.language + balance * result.balance};
+      numbers["balance"] = {result.balance};
+      numbers["gradient_norm"] = {norm};
+      for (const ShardedTensor& part : store.sharded_gradients()) {
+        numbers["gradient/" + part.name] = to_doubles(ops, part.local);
+      }
+    }
+    optimizer.update(s + 1, learning_rate_at(config.optimizer, steps, s + 1), optimizer.clip_factor(norm));
+  }
+  for (const ShardedTensor& part : masters) numbers["after/" + part.name] = to_doubles(ops, part.local);
+  return numbers;
+}
+
+double norm(const std::vector<double>& x) { return distance(x, std::vector<double>(x.size())); }
+
+double distance(const std::vector<double>& x, const std::vector<double>& y) {
+  if (x.size() != y.size()) return std::numeric_limits<double>::infinity();
+  double sum = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) sum += (x[i] - y[i]) * (x[i] - y[i]);
+  return std::sqrt(sum);
+}
+
+double relative_error(const std::vector<double>& x, const std::vector<double>& y) {
+  const double difference = distance(x, y);
+  return difference == 0 ? 0 : difference / norm(y);
+}
+
+}  // namespace dropcycle::test

@@ -1,0 +1,86 @@
+// Our models against PyTorch and transformers: logits, losses, every gradient, and the weights after five steps.
+//
+// Error of a tensor: the 2-norm of the difference over the 2-norm of the tensor. "gradient" and "after 5 steps" are the
+// worst of all parameters. Each case prints a table of measured values and bounds:
+//   build/cpu/tests/golden/golden_parity_test
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "dropcycle/ops/backends.hpp"
+#include "golden.hpp"
+
+using namespace dropcycle;
+using namespace dropcycle::test;
+
+namespace {
+
+const char* instruction_set() {
+  const char* name = std::getenv("DROPCYCLE_ISA");
+  return name ? name : "native";
+}
+
+std::unique_ptr<Ops> make_backend(const std::string& name) { return make_ops(name, {.threads = 2}); }
+
+void print_head(const std::string& title, const std::string& columns) {
+  std::printf("\n%s\n\n%s\n", title.c_str(), columns.c_str());
+  for (const char c : columns) std::putchar(c == '|' ? '|' : '-');
+  std::putchar('\n');
+}
+
+struct Bound {
+  std::string quantity;  // a number's name, or the part before its parameter
+  double most;
+};
+
+// The largest error of the numbers that are `quantity` or start with "quantity/", and whose it is.
+std::pair<double, std::string> worst_error(const Golden& golden, const Numbers& ours, const std::string& precision,
+                                           const std::string& quantity) {
+  std::pair<double, std::string> worst{0, ""};
+  int found = 0;
+  for (const auto& [name, values] : ours) {
+    if (name != quantity && !name.starts_with(quantity + "/")) continue;
+    const std::string theirs = name == "cached logits" ? "logits" : name;
+    const double error = relative_error(values, golden.values(precision + "/" + theirs));
+    ++found;
+    if (!(error <= worst.first)) worst = {error, name};
+  }
+  REQUIRE(found > 0);
+  return worst;
+}
+
+void check_against(const std::string& precision, DType compute_type, const std::string& backend,
+                   const std::vector<Bound>& bounds) {
+  const auto ops = make_backend(backend);
+  print_head(backend + " " + precision + " against PyTorch " + precision + " (" + instruction_set() + ")",
+             "| model                          | quantity      | measured | bound | worst tensor");
+  for (const Golden& golden : load_goldens()) {
+    const Numbers ours = compute(golden, *ops, compute_type);
+    for (const auto& [quantity, most] : bounds) {
+      if (quantity == "balance" && !golden.config().model.is_moe()) continue;
+      const auto [error, name] = worst_error(golden, ours, precision, quantity);
+      std::printf("| %-30s | %-13s | %.2e  | %.0e | %s\n", golden.name().c_str(), quantity.c_str(), error, most,
+                  name.c_str());
+      CAPTURE(golden.name());
+      CAPTURE(name);
+      CHECK_FALSE(!(error <= most));
+    }
+  }
+}
+
+const std::vector<Bound> kFloatBounds = {{"logits", 1e-5},   {"cached logits", 1e-5}, {"losses", 1e-5},
+                                         {"loss", 1e-5},     {"balance", 1e-5},       {"gradient_norm", 1e-5},
+                                         {"gradient", 1e-4}, {"after", 1e-5}};
+const std::vector<Bound> kDoubleBounds = {{"logits", 1e-10},  {"losses", 1e-10},        {"loss", 1e-10},
+                                          {"balance", 1e-10}, {"gradient_norm", 1e-10}, {"gradient", 1e-10},
+                                          {"after", 1e-10}};
+
+}  // namespace
+
+TEST_CASE("cpu backend in float32") { check_against("f32", DType::f32, "cpu", kFloatBounds); }
+
+TEST_CASE("reference backend in float32") { check_against("f32", DType::f32, "reference", kFloatBounds); }
+
+TEST_CASE("reference backend in float64") { check_against("f64", DType::f64, "reference", kDoubleBounds); }
