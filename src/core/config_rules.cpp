@@ -127,8 +127,20 @@ void check_pipeline(const ParallelConfig& parallel) {
   }
 }
 
+// A sequence is cut into two parts a context rank.
+void check_context(const Config& config) {
+  const std::int64_t parts = 2 * std::int64_t{config.parallel.context}, length = config.data.sequence_length;
+  if (config.parallel.context == 1 || length % parts == 0) return;
+  const std::int64_t below = length / parts * parts;
+  fail(Status::usage,
+       "data.sequence_length is {}, expected a multiple of 2 * parallel.context ({}): choose {} or {}, or another "
+       "parallel.context",
+       length, parts, std::max(below, parts), std::max(below, parts) + parts);
+}
+
 void check_parallel(const Config& config) {
   check_pipeline(config.parallel);
+  check_context(config);
   const int expert = config.parallel.expert;
   if (config.model.experts % expert == 0 && (config.model.is_moe() || expert == 1)) return;
   fail(Status::usage, "parallel.expert is {}, expected a divisor of model.experts ({})", expert, config.model.experts);

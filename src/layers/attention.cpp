@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "dropcycle/layers/context_parallel.hpp"
+
 namespace dropcycle {
 
 std::vector<double> rope_inverse_frequencies(const ModelConfig& config) {
@@ -69,7 +71,7 @@ Stream AttentionLayer::forward(Context& c, const AttentionParameters<Tensor>& w,
   // 4. Attention.
   saved.attended = c.saved.tensor(c.compute, {tokens, s.heads * s.head_size});
   saved.lse = c.saved.tensor(c.acc(), {tokens, s.heads});
-  c.ops.attention(s, packed_heads(s, saved.qkv), {batch.first_key, {}}, saved.attended, saved.lse);
+  sequence_attention(c, s, batch, saved.qkv, saved.attended, saved.lse);
   // 5. Output projection.
   c.ops.linear(saved.attended, c.weight(w.output), delta);
   return {saved.norm.sum, delta};
@@ -85,8 +87,7 @@ void AttentionLayer::backward(Context& c, const AttentionParameters<Tensor>& w, 
   c.ops.linear_dw(g, saved.attended, dw.output);
   // 4. Attention.
   const Tensor dqkv = c.scratch.tensor(c.compute, saved.qkv.shape);
-  c.ops.attention_backward(s, packed_heads(s, saved.qkv), {batch.first_key, {}}, saved.attended, saved.lse, dattended,
-                           packed_heads(s, dqkv));
+  sequence_attention_backward(c, s, batch, saved.qkv, saved.attended, saved.lse, dattended, dqkv);
   // 3. Rotary positions, turned back.
   c.ops.rope(dqkv, batch.positions, inverse_frequencies_view(), s.head_size, s.heads + s.kv_heads, -1);
   // 2. Query, key and value.

@@ -152,7 +152,8 @@ void Model::layer_backward(Context& c, std::size_t l, const Microbatch& batch, c
   if (c.recompute == Recompute::full) {
     Context inner{ops_, groups_, recompute_, scratch_, compute_, c.version, Recompute::none};
     const Tensor delta = recompute_.tensor(compute_, g.shape);
-    layer_forward(inner, l, batch, training, {saved.input, {}}, delta, saved, state.routing);
+    RoutingStatistics known(state.routing.layers, state.routing.experts, g.shape[0]);  // summed over the ranks already
+    layer_forward(inner, l, batch, training, {saved.input, {}}, delta, saved, known);
   }
   if (config_.is_moe()) {
     moe_[l].backward(c, w.moe, dw.moe, batch, training, state.routing, saved.moe, g);

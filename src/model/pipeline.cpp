@@ -169,7 +169,11 @@ void Model::chunk_forward(Context& c, const Chunk& chunk, const Microbatch& batc
   if (look && !chunk.begins && !is_finite(in.x)) look = {};  // the stage before has seen it
   // 2. Layers.
   const Stream out = layers_forward(c, chunk, batch, training, in, state, look);
-  if (config_.is_moe()) state.routing.add_shares(chunk.first, chunk.last, batch.tokens_count());
+  if (config_.is_moe()) {
+    state.routing.tokens = batch.tokens_count();
+    state.routing.sum_over(groups_[GroupKind::sequence]);
+    state.routing.add_shares(chunk.first, chunk.last);
+  }
   // 3. The final norm, or on to the next stage.
   chunk_output(c, chunk, out, state, look);
 }
@@ -206,8 +210,8 @@ void Model::chunk_backward(Context& c, const Chunk& chunk, const Microbatch& bat
     travelling->sent = send(g, travelling->shares, -1);
   }
   if (!config_.is_moe()) return;
-  sums.balance += state.routing.balance_loss(training.router.scope, batch.tokens_count());
-  sums.z += state.routing.z_loss(batch.tokens_count());
+  sums.balance += state.routing.balance_loss(training.router.scope);
+  sums.z += state.routing.z_loss();
   sums.routing += state.routing;
 }
 

@@ -22,10 +22,8 @@ DType compute_dtype(const DeviceConfig& device) {
 }
 
 void refuse_unsupported_axes(const ParallelConfig& parallel) {
-  const std::pair<const char*, int> axes[] = {{"tensor", parallel.tensor},
-                                              {"pipeline", parallel.pipeline},
-                                              {"context", parallel.context},
-                                              {"expert_tensor", parallel.expert_tensor}};
+  const std::pair<const char*, int> axes[] = {
+      {"tensor", parallel.tensor}, {"pipeline", parallel.pipeline}, {"expert_tensor", parallel.expert_tensor}};
   for (const auto& [name, size] : axes) {
     if (size == 1) continue;
     fail(Status::usage, "parallel.{} = {}: this version runs data and expert parallelism only; set parallel.{} = 1",

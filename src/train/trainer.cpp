@@ -130,7 +130,11 @@ void Run::report_start(Resume resume) const {
 
 std::vector<Batch> Run::load_step() {
   std::vector<Batch> batches;
-  for (std::int64_t m = 0; m < loader_.micro_batches(); ++m) batches.push_back(loader_.next());
+  const Communicator& context_ranks = machine_.groups[GroupKind::cp];
+  for (std::int64_t m = 0; m < loader_.micro_batches(); ++m) {
+    batches.push_back(
+        cut_sequences(loader_.next(), config_.data.sequence_length, context_ranks.rank(), context_ranks.size()));
+  }
   return batches;
 }
 

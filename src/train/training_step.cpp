@@ -35,11 +35,13 @@ std::string first_text(Communicator& world, const std::string& text) {
 
 Microbatch view(const Batch& batch, std::int64_t count, std::int64_t sequence, bool reset_at_document_end) {
   return {.batch = count,
-          .sequence = sequence,
+          .sequence = static_cast<std::int64_t>(batch.tokens.size()) / count,
+          .whole = sequence,
           .tokens = view_of(batch.tokens),
           .targets = view_of(batch.targets),
           .positions = view_of(batch.positions),
           .first_key = reset_at_document_end ? view_of(batch.first_key) : Tensor(),
+          .places = batch.places.empty() ? Tensor() : view_of(batch.places),
           .first_token = batch.first_sample * static_cast<std::uint64_t>(sequence)};
 }
 
@@ -95,7 +97,7 @@ StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microb
   for (const Batch& batch : microbatches) {
     for (const std::int32_t target : batch.targets) tokens += target >= 0;
   }
-  groups_[GroupKind::dp].all_reduce(Tensor(&tokens, {1}));
+  groups_[GroupKind::dense_gradient].sum({&tokens, 1});
   const MicrobatchTraining training = microbatch_training(step, static_cast<std::int64_t>(tokens));
   // 2. Forward and backward; the last microbatch's gradients travel as they become final.
   for (const GradientGroup group : kGradientGroups) model_.ops().fill_zero(store.gradients(group));
@@ -119,18 +121,20 @@ StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microb
 }
 
 StepResult TrainingStep::reduce(const MicrobatchLosses& losses, std::int64_t tokens) const {
-  std::vector<double> sums{losses.language, losses.balance, losses.z};
+  double loss = losses.language;
+  groups_[GroupKind::dense_gradient].sum({&loss, 1});
+  groups_[GroupKind::pp].sum({&loss, 1});
+  std::vector<double> sums{losses.balance, losses.z};
   sums.insert(sums.end(), losses.routing.counts.begin(), losses.routing.counts.end());
-  const Tensor all(sums.data(), {std::ssize(sums)});
-  groups_[GroupKind::dp].all_reduce(all);
-  groups_[GroupKind::pp].all_reduce(all);  // every stage knows its own layers' part
+  groups_[GroupKind::dp].sum(sums);
+  groups_[GroupKind::pp].sum(sums);  // every stage knows its own layers' part
   StepResult result;
   result.tokens = tokens;
-  result.loss = sums[0] / static_cast<double>(tokens);
-  result.balance = sums[1] / static_cast<double>(global_microbatches());
-  result.z = sums[2] / static_cast<double>(global_microbatches());
+  result.loss = loss / static_cast<double>(tokens);
+  result.balance = sums[0] / static_cast<double>(global_microbatches());
+  result.z = sums[1] / static_cast<double>(global_microbatches());
   const auto experts = static_cast<std::size_t>(config_.model.experts);
-  for (std::size_t first = 3; first < sums.size(); first += experts) {
+  for (std::size_t first = 2; first < sums.size(); first += experts) {
     std::vector<double> load(sums.begin() + static_cast<std::ptrdiff_t>(first),
                              sums.begin() + static_cast<std::ptrdiff_t>(first + experts));
     double total = 0;

@@ -38,7 +38,7 @@ Validation::Validation(const Config& config, const Groups& groups, const std::st
 EvalMetrics Validation::run(Model& model, std::size_t source, std::int64_t step, RoutingStatistics* routing) {
   const ValidationSet& set = sets_[source];
   const std::int64_t count = config_.train.micro_batch, sequence = config_.data.sequence_length;
-  const Communicator& data_ranks = groups_[GroupKind::dp];
+  const Communicator &data_ranks = groups_[GroupKind::dp], &context_ranks = groups_[GroupKind::cp];
   auto windows = static_cast<std::int64_t>(set.windows());
   if (config_.train.eval_batches > 0) windows = std::min(windows, config_.train.eval_batches);
   double sums[2] = {};  // loss, tokens
@@ -49,13 +49,14 @@ EvalMetrics Validation::run(Model& model, std::size_t source, std::int64_t step,
     for (std::int64_t i = 0; i < count && own + i < windows; ++i) {
       set.read(static_cast<std::uint64_t>(own + i), sample_of(batch, i, sequence));
     }
+    batch = cut_sequences(batch, sequence, context_ranks.rank(), context_ranks.size());
     const MicrobatchLosses losses = model.evaluate(view(batch, count, sequence, config_.data.reset_at_document_end));
     sums[0] += losses.language;
     sums[1] += static_cast<double>(losses.tokens);
     if (routing == nullptr) continue;
     std::ranges::transform(losses.routing.counts, routing->counts, routing->counts.begin(), std::plus<>());
   }
-  groups_[GroupKind::dp].all_reduce(Tensor(sums, {2}));
+  groups_[GroupKind::dense_gradient].sum(sums);
   return {.step = step, .source = set.name(), .loss = sums[0] / sums[1], .tokens = static_cast<std::int64_t>(sums[1])};
 }
 

@@ -47,16 +47,19 @@ class ParityTest(unittest.TestCase):
                     self.assert_close(one[key], other[key], f"{what}, step {one['step']}, {key}")
             self.assertEqual(one["expert_load"], other["expert_load"], f"{what}, step {one['step']}")
 
+    def assert_held_out(self, expected, found):
+        for one, other in zip(self.held_out(expected), self.held_out(found)):
+            self.assertEqual((one["step"], one["source"], one["tokens"]),
+                             (other["step"], other["source"], other["tokens"]))
+            self.assert_close(one["loss"], other["loss"], f"{found}, held-out loss after step {one['step']}")
+
     def check(self, name, config, layouts, *settings):
         expected = self.train(f"{name}-1", config, 1, 1, *settings)
         self.assertLess(expected[-1]["loss"], expected[0]["loss"])
         for ranks, experts_over in layouts:
             run = f"{name}-{ranks}-{experts_over}"
             self.assert_parity(expected, self.train(run, config, ranks, experts_over, *settings), run)
-            for one, other in zip(self.held_out(f"{name}-1"), self.held_out(run)):
-                self.assertEqual((one["step"], one["source"], one["tokens"]),
-                                 (other["step"], other["source"], other["tokens"]))
-                self.assert_close(one["loss"], other["loss"], f"{run}, held-out loss after step {one['step']}")
+            self.assert_held_out(f"{name}-1", run)
 
     def test_dense(self):
         self.check("dense", "dense.toml", [(2, 1), (3, 1), (4, 1)])
@@ -66,6 +69,19 @@ class ParityTest(unittest.TestCase):
 
     def test_three_experts_all_chosen(self):
         self.check("three", "moe.toml", [(3, 1), (3, 3)], "model.experts_per_token=3", "train.balance_scope=per_layer")
+
+    def test_context(self):
+        for name, config, layouts, settings in (
+                ("context-dense", "dense.toml", [(2, 1, 2), (4, 1, 2), (4, 1, 4)], ()),
+                ("context-moe", "moe.toml", [(2, 2, 2), (4, 4, 2)],
+                 ("model.experts=4", "train.jitter=0.1", "train.z_coefficient=1e-3", "train.recompute=full",
+                  "data.reset_at_document_end=true"))):
+            expected = self.train(f"{name}-1", config, 1, 1, *settings)
+            for ranks, experts_over, context in layouts:
+                run = f"{name}-{ranks}-{experts_over}-{context}"
+                found = self.train(run, config, ranks, experts_over, f"parallel.context={context}", *settings)
+                self.assert_parity(expected, found, run)
+                self.assert_held_out(f"{name}-1", run)
 
     def test_a_rank_whose_experts_get_no_token(self):
         # One token a rank, one expert a token: four tokens seldom reach the experts of all four ranks.

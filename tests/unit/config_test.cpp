@@ -222,6 +222,10 @@ TEST_CASE("resolve fills sizes and names the keys of a broken rule") {
   CHECK(resolve_message("parallel.schedule=interleaved") ==
         "parallel.schedule is 'interleaved' with pipeline 1 and virtual_stages 1, expected at least 2 of both: choose "
         "'1f1b'");
+  CHECK(
+      resolve_message("parallel.context=3") ==
+      "data.sequence_length is 1024, expected a multiple of 2 * parallel.context (6): choose 1020 or 1026, or another "
+      "parallel.context");
   CHECK(resolve_message("data.train=[{name='a', shards=['x']}]").find("expected exactly one of them") !=
         std::string::npos);
   CHECK(resolve_message("data.train=[{name='a', shards=['x'], weight=1}, {name='a', shards=['y'], weight=1}]")

@@ -317,6 +317,34 @@ TEST_CASE("the loaders of any layout see the same steps") {
   error_of(Status::usage, [&] { BatchLoader loader(dataset, {0, 12, 5, 0, 1, 1}); });
 }
 
+TEST_CASE("context ranks cut a sequence into a part from each end") {
+  const std::int64_t sequence = 12;
+  Batch whole{.first_sample = 7};
+  for (std::int32_t i = 0; i < 24; ++i) {
+    whole.tokens.push_back(i);
+    whole.targets.push_back(100 + i);
+    whole.positions.push_back(200 + i);
+    whole.first_key.push_back(300 + i);
+  }
+  CHECK(cut_sequences(whole, sequence, 0, 1).tokens == whole.tokens);
+  const std::vector<std::vector<std::int32_t>> places = {{0, 1, 10, 11}, {2, 3, 8, 9}, {4, 5, 6, 7}};
+  for (int rank = 0; rank < 3; ++rank) {
+    const Batch mine = cut_sequences(whole, sequence, rank, 3);
+    CHECK(mine.first_sample == 7);
+    REQUIRE(mine.tokens.size() == 8);
+    for (std::size_t i = 0; i < 8; ++i) {
+      const std::int32_t place = places[static_cast<std::size_t>(rank)][i % 4];
+      const std::int32_t token = place + (i < 4 ? 0 : 12);
+      CHECK(mine.places[i] == place);
+      CHECK(mine.tokens[i] == token);
+      CHECK(mine.targets[i] == 100 + token);
+      CHECK(mine.positions[i] == 200 + token);
+      CHECK(mine.first_key[i] == 300 + token);
+    }
+  }
+  CHECK_THROWS_AS(cut_sequences(whole, sequence, 0, 4), Error);
+}
+
 TEST_CASE("a damaged block stops the loader with its message") {
   const Folder folder;
   write_shard(folder / "a.h5", {std::vector<std::int32_t>(5000, 0x155)});

@@ -117,7 +117,12 @@ class ValidationSet {
 struct Batch {
   std::uint64_t first_sample = 0;  // index of the first sequence; the others follow
   std::vector<std::int32_t> tokens, targets, positions, first_key;
+  std::vector<std::int32_t> places = {};  // of a cut batch: each value's place in its sequence
 };
+
+// What rank `rank` of `ranks` holds of each sequence under context parallelism: of its 2 `ranks` equal parts the
+// parts `rank` and 2 `ranks` - 1 - `rank`. `sequence` S is a multiple of 2 `ranks`. One rank holds all, uncut.
+Batch cut_sequences(const Batch& batch, std::int64_t sequence, int rank, int ranks);
 
 struct LoaderOptions {
   std::uint64_t first_sample = 0;  // global index at which the first batch's step starts

@@ -10,15 +10,19 @@
 
 namespace dropcycle {
 
-// One microbatch of B sequences of S tokens, T = B*S rows. All i32 [T].
+// One microbatch of B sequences of S tokens, T = B*S rows; under context parallelism (context_parallel.hpp) this rank's
+// parts of each sequence. All i32 [T].
 struct Microbatch {
-  std::int64_t batch = 0, sequence = 0;
+  std::int64_t batch = 0, sequence = 0;  // B; rows of each sequence on this rank
+  std::int64_t whole = 0;                // S; 0: all of them are on this rank
   Tensor tokens;
   Tensor targets;                 // negative: not predicted
   Tensor positions;               // rotary positions
   Tensor first_key;               // first place of the sequence that a token attends to; empty: 0
+  Tensor places;                  // place in the whole sequence; empty: 0, 1, ...
   std::uint64_t first_token = 0;  // global index of the first token in the run (router jitter)
   std::int64_t tokens_count() const { return batch * sequence; }
+  std::int64_t whole_sequence() const { return whole > 0 ? whole : sequence; }
 };
 
 enum class Recompute {

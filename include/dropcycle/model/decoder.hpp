@@ -11,7 +11,8 @@ namespace dropcycle {
 
 class Decoder {
  public:
-  // Room for `capacity` places. `model` must live longer and must not train meanwhile.
+  // Room for `capacity` places. `model` must live longer and must not train meanwhile. Throws Error{usage} under
+  // context parallelism.
   Decoder(Model& model, std::int64_t capacity);
   // Appends tokens to the sequence and returns the logits [V] after the last one, on every stage. Collective over ep
   // and pp.

@@ -39,7 +39,8 @@ struct MicrobatchTraining {
 };
 
 // Result of some microbatches: what this rank's chunks add to it. Under pipeline parallelism everything but `tokens` is
-// to be summed over the stages.
+// to be summed over the stages; under context parallelism `language` and `tokens` are those of this rank's tokens, the
+// rest is that of the whole microbatches.
 struct MicrobatchLosses {
   double language = 0;        // Σ over predicted tokens of -log p(target)
   std::int64_t tokens = 0;    // predicted tokens, the same on every stage

@@ -24,7 +24,7 @@ struct StepResult {
   std::vector<std::vector<double>> expert_load;  // [L][E], rows sum to 1
 };
 
-// The tensors of a loaded batch of `count` sequences.
+// The tensors of a loaded batch of `count` sequences of `sequence` tokens, cut or whole.
 Microbatch view(const Batch& batch, std::int64_t count, std::int64_t sequence, bool reset_at_document_end);
 
 class TrainingStep {
@@ -41,7 +41,7 @@ class TrainingStep {
   GradientBuckets make_buckets(GradientGroup group) const;
   std::int64_t global_microbatches() const;
   MicrobatchTraining microbatch_training(std::int64_t step, std::int64_t global_tokens) const;
-  // Sums over the data-parallel ranks and the stages.
+  // Sums over dp (dp × cp where each rank knows of its own tokens) and the stages.
   StepResult reduce(const MicrobatchLosses& losses, std::int64_t tokens) const;
   [[noreturn]] void fail_non_finite(std::int64_t step, const StepResult& result, const std::vector<Batch>& microbatches,
                                     const std::function<std::string(std::uint64_t)>& describe);

@@ -26,7 +26,7 @@ Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Micro
   // 1. Residual addition and norm.
   const Tensor normed = norm_forward(c, in, w.norm, config_.norm_epsilon, saved.norm);
   // 2. Router.
-  router_.forward(c, w.router, normed, batch.first_token, training, saved.router, statistics);
+  router_.forward(c, w.router, normed, token_runs(batch, 0, normed.shape[0]), training, saved.router, statistics);
   // 3. Dispatch.
   saved.plan = dispatcher_.plan(c, saved.router.experts);
   saved.experts.input = dispatcher_.dispatch(c, saved.plan, normed, c.saved);
@@ -58,7 +58,8 @@ void MoeLayer::backward(Context& c, const MoeParameters<Tensor>& w, const MoePar
   // 2. Router.
   RouterSaved router = saved.router;
   if (training.jitter == 0) router.input = norm_output(c, w.norm, config_.norm_epsilon, saved.norm);
-  router_.backward(c, w.router, router, statistics, training, batch.first_token, dweights, dnormed, dw.router);
+  router_.backward(c, w.router, router, statistics, training, token_runs(batch, 0, g.shape[0]), dweights, dnormed,
+                   dw.router);
   // 1. Norm, onto the residual path's gradient.
   c.ops.rms_norm_backward(dnormed, saved.norm.sum, w.norm, saved.norm.inv_rms, g, g, dw.norm);
 }

@@ -27,15 +27,16 @@ Tensor to_acc(Context& c, const std::vector<double>& values) {
 
 }  // namespace
 
-RoutingStatistics::RoutingStatistics(std::int64_t layers_, std::int64_t experts_)
+RoutingStatistics::RoutingStatistics(std::int64_t layers_, std::int64_t experts_, std::int64_t tokens_)
     : layers(layers_),
       experts(experts_),
+      tokens(tokens_),
       counts(static_cast<std::size_t>(layers * experts)),
       probabilities(static_cast<std::size_t>(layers * experts)),
       squared_lse(static_cast<std::size_t>(layers)),
       shares(static_cast<std::size_t>(experts)) {}
 
-void RoutingStatistics::add_shares(std::int64_t first, std::int64_t last, std::int64_t tokens) {
+void RoutingStatistics::add_shares(std::int64_t first, std::int64_t last) {
   const double all = static_cast<double>(layers * tokens);
   for (std::int64_t l = first; l < last; ++l) {
     for (std::size_t e = 0; e < shares.size(); ++e)
@@ -51,13 +52,28 @@ RoutingStatistics& RoutingStatistics::operator+=(const RoutingStatistics& other)
   add(probabilities, other.probabilities);
   add(squared_lse, other.squared_lse);
   add(shares, other.shares);
+  tokens += other.tokens;
   return *this;
 }
 
-double RoutingStatistics::balance_loss(BalanceScope scope, std::int64_t tokens) const {
+void RoutingStatistics::sum_over(Communicator& ranks) {
+  if (ranks.size() == 1) return;
+  std::vector<double> values{static_cast<double>(tokens)};
+  for (const auto* part : {&counts, &probabilities, &squared_lse})
+    values.insert(values.end(), part->begin(), part->end());
+  ranks.sum(values);
+  tokens = static_cast<std::int64_t>(values[0]);
+  auto from = values.cbegin() + 1;
+  for (auto* part : {&counts, &probabilities, &squared_lse}) {
+    std::copy_n(from, part->size(), part->begin());
+    from += std::ssize(*part);
+  }
+}
+
+double RoutingStatistics::balance_loss(BalanceScope scope) const {
   double loss = 0;
   for (std::int64_t l = 0; l < layers; ++l) {
-    const auto gradient = balance_gradient(scope, l, tokens, 1.0);
+    const auto gradient = balance_gradient(scope, l, 1.0);
     for (std::int64_t e = 0; e < experts; ++e) {
       loss += gradient[static_cast<std::size_t>(e)] * probabilities[static_cast<std::size_t>(l * experts + e)];
     }
@@ -65,13 +81,13 @@ double RoutingStatistics::balance_loss(BalanceScope scope, std::int64_t tokens) 
   return loss;
 }
 
-double RoutingStatistics::z_loss(std::int64_t tokens) const {
+double RoutingStatistics::z_loss() const {
   double sum = 0;
   for (const double value : squared_lse) sum += value;
   return sum / static_cast<double>(layers * tokens);
 }
 
-std::vector<double> RoutingStatistics::balance_gradient(BalanceScope scope, std::int64_t layer, std::int64_t tokens,
+std::vector<double> RoutingStatistics::balance_gradient(BalanceScope scope, std::int64_t layer,
                                                         double coefficient) const {
   std::vector<double> gradient(static_cast<std::size_t>(experts));
   const double all = static_cast<double>(layers * tokens);
@@ -95,11 +111,16 @@ Router::Router(const ModelConfig& config, std::int64_t layer)
           config.experts_per_token, config.experts);
 }
 
-RandomStream Router::jitter_stream(const RouterTraining& training) const {
-  return {training.seed, Purpose::jitter, fmt::format("layers.{}", layer_), training.step};
+void Router::jitter(Context& c, const Tensor& x, std::span<const TokenRun> runs, const RouterTraining& training,
+                    const Tensor& y) const {
+  const RandomStream stream(training.seed, Purpose::jitter, fmt::format("layers.{}", layer_), training.step);
+  for (const TokenRun& run : runs) {
+    c.ops.jitter(x.rows(run.row, run.count), stream, run.first_token * static_cast<std::uint64_t>(config_.hidden_size),
+                 training.jitter, y.rows(run.row, run.count));
+  }
 }
 
-void Router::forward(Context& c, const Tensor& w, const Tensor& x, std::uint64_t first_token,
+void Router::forward(Context& c, const Tensor& w, const Tensor& x, std::span<const TokenRun> runs,
                      const RouterTraining& training, RouterSaved& saved, RoutingStatistics& statistics) const {
   const ArenaScope scope(c.scratch);
   const std::int64_t tokens = x.shape[0], experts = config_.experts, chosen = config_.experts_per_token;
@@ -107,8 +128,7 @@ void Router::forward(Context& c, const Tensor& w, const Tensor& x, std::uint64_t
   saved.input = x;
   if (training.jitter > 0) {
     saved.input = c.saved.tensor(c.compute, x.shape);
-    c.ops.jitter(x, jitter_stream(training), first_token * static_cast<std::uint64_t>(config_.hidden_size),
-                 training.jitter, saved.input);
+    jitter(c, x, runs, training, saved.input);
   }
   // 2. Logits in fp32.
   const Tensor logits = c.scratch.tensor(c.acc(), {tokens, experts});
@@ -135,15 +155,14 @@ void Router::forward(Context& c, const Tensor& w, const Tensor& x, std::uint64_t
 }
 
 void Router::backward(Context& c, const Tensor& w, const RouterSaved& saved, const RoutingStatistics& statistics,
-                      const RouterTraining& training, std::uint64_t first_token, const Tensor& dweights,
+                      const RouterTraining& training, std::span<const TokenRun> runs, const Tensor& dweights,
                       const Tensor& dx, const Tensor& dw) const {
   const ArenaScope scope(c.scratch);
-  const std::int64_t tokens = saved.weights.shape[0];
   // 4 and 3. Losses and choice.
-  const Tensor dprobabilities =
-      training.balance == 0 ? Tensor()
-                            : to_acc(c, statistics.balance_gradient(training.scope, layer_, tokens, training.balance));
-  const double z = training.z / static_cast<double>(statistics.layers * tokens);
+  const Tensor dprobabilities = training.balance == 0
+                                    ? Tensor()
+                                    : to_acc(c, statistics.balance_gradient(training.scope, layer_, training.balance));
+  const double z = training.z / static_cast<double>(statistics.layers * statistics.tokens);
   const Tensor dlogits = c.scratch.tensor(c.acc(), saved.probabilities.shape);
   c.ops.route_backward(mode_, saved.experts, saved.weights, saved.probabilities, saved.lse, dweights, dprobabilities, z,
                        dlogits);
@@ -152,8 +171,7 @@ void Router::backward(Context& c, const Tensor& w, const RouterSaved& saved, con
   const Tensor djittered = c.scratch.tensor(c.compute, dx.shape);
   c.ops.fill_zero(djittered);
   c.ops.router_logits_backward(dlogits, saved.input, w, djittered, dw);
-  c.ops.jitter(djittered, jitter_stream(training), first_token * static_cast<std::uint64_t>(config_.hidden_size),
-               training.jitter, djittered);
+  jitter(c, djittered, runs, training, djittered);
   c.ops.add(dx, djittered, dx);
 }
 

@@ -36,7 +36,7 @@ class MoeLayer {
   Stream forward(Context& context, const MoeParameters<Tensor>& w, const Microbatch& batch,
                  const RouterTraining& training, const Stream& in, const Tensor& delta, MoeSaved& saved,
                  RoutingStatistics& statistics) const;
-  // `statistics` with shares complete over all layers.
+  // `statistics` of all ranks, with shares complete over all layers.
   void backward(Context& context, const MoeParameters<Tensor>& w, const MoeParameters<Tensor>& dw,
                 const Microbatch& batch, const RouterTraining& training, const RoutingStatistics& statistics,
                 const MoeSaved& saved, const Tensor& g) const;

@@ -12,11 +12,12 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "dropcycle/core/config.hpp"
-#include "dropcycle/layers/context.hpp"
+#include "dropcycle/layers/context_parallel.hpp"
 
 namespace dropcycle {
 
@@ -31,26 +32,29 @@ struct RouterTraining {
   std::uint64_t seed = 0, step = 0;
 };
 
-// Sums over the microbatch that the losses are made of, one row a layer.
+// Sums over the microbatch that the losses are made of, one row a layer: of this rank's tokens, until sum_over() makes
+// them those of all tokens of the microbatch.
 struct RoutingStatistics {
   RoutingStatistics() = default;
-  RoutingStatistics(std::int64_t layers, std::int64_t experts);
+  RoutingStatistics(std::int64_t layers, std::int64_t experts, std::int64_t tokens = 0);
 
-  std::int64_t layers = 0, experts = 0;
+  // Sums over the ranks that share the microbatch's sequences (GroupKind::sequence).
+  void sum_over(Communicator& ranks);
+
+  std::int64_t layers = 0, experts = 0, tokens = 0;
   std::vector<double> counts;         // [L,E]: c_le
   std::vector<double> probabilities;  // [L,E]: Σ_t p_lte
   std::vector<double> squared_lse;    // [L]: Σ_t lse²
   std::vector<double> shares;         // [E]: Σ_l c_le / (L T), all_layers' f, of the layers added so far
 
   // Adds the parts of layers [first, last) to the shares.
-  void add_shares(std::int64_t first, std::int64_t last, std::int64_t tokens);
+  void add_shares(std::int64_t first, std::int64_t last);
   RoutingStatistics& operator+=(const RoutingStatistics& other);
   // The losses' parts of the layers with rows here; shares complete over all layers.
-  double balance_loss(BalanceScope scope, std::int64_t tokens) const;
-  double z_loss(std::int64_t tokens) const;
+  double balance_loss(BalanceScope scope) const;
+  double z_loss() const;
   // dloss/dp_lte for every token of layer l, times coefficient: [E].
-  std::vector<double> balance_gradient(BalanceScope scope, std::int64_t layer, std::int64_t tokens,
-                                       double coefficient) const;
+  std::vector<double> balance_gradient(BalanceScope scope, std::int64_t layer, double coefficient) const;
 };
 
 struct RouterSaved {
@@ -65,15 +69,18 @@ class Router {
  public:
   // `layer` numbers the MoE layers from 0: the row of the statistics and the name of the jitter's stream.
   Router(const ModelConfig& config, std::int64_t layer);
-  void forward(Context& context, const Tensor& w, const Tensor& x, std::uint64_t first_token,
+  // `runs`: which tokens the rows of x are, for the jitter.
+  void forward(Context& context, const Tensor& w, const Tensor& x, std::span<const TokenRun> runs,
                const RouterTraining& training, RouterSaved& saved, RoutingStatistics& statistics) const;
-  // dx += , dw += from dweights [T,K] and the losses' gradients (shares complete over all layers).
+  // dx += , dw += from dweights [T,K] and the losses' gradients (statistics of all ranks, shares complete over all
+  // layers).
   void backward(Context& context, const Tensor& w, const RouterSaved& saved, const RoutingStatistics& statistics,
-                const RouterTraining& training, std::uint64_t first_token, const Tensor& dweights, const Tensor& dx,
-                const Tensor& dw) const;
+                const RouterTraining& training, std::span<const TokenRun> runs, const Tensor& dweights,
+                const Tensor& dx, const Tensor& dw) const;
 
  private:
-  RandomStream jitter_stream(const RouterTraining& training) const;
+  void jitter(Context& context, const Tensor& x, std::span<const TokenRun> runs, const RouterTraining& training,
+              const Tensor& y) const;
 
   ModelConfig config_;
   std::int64_t layer_;
