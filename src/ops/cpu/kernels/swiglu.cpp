@@ -35,10 +35,11 @@ void backward(const T* dy, const T* gate_up, T* dgate_up, T* y, std::int64_t row
       const float g = load(gate[f]);
       const float u = load(up[f]);
       const float d = load(gradient[f]);
-      const float s = 1.0F / (1.0F + exp_fast(-g));
+      const float divisor = 1.0F + exp_fast(-g);
+      const float s = 1.0F / divisor;
       store(dgate[f], d * u * s * (1.0F + g * (1.0F - s)));
       store(dup[f], d * g * s);
-      if constexpr (kRecompute) store(out[f], g * s * u);
+      if constexpr (kRecompute) store(out[f], g / divisor * u);  // the bits of forward
     }
   }
 }
