@@ -16,24 +16,38 @@ constexpr double kUserScore = -0.1;    // SentencePiece's score of user-defined 
 
 }  // namespace
 
-Unigram::Unigram(const ModelProto& model) {
+Unigram::Pieces unigram_pieces(const ModelProto& model) {
+  Unigram::Pieces pieces;
+  pieces.float_sums = true;
   float lowest = std::numeric_limits<float>::max();
   for (const auto& piece : model.pieces) {
     if (piece.type == Type::normal) lowest = std::min(lowest, piece.score);
   }
-  unknown_score_ = lowest - kUnknownPenalty;
-  std::vector<Entry> entries;
+  pieces.unknown_score = static_cast<double>(lowest - kUnknownPenalty);
   for (std::size_t i = 0; i < model.pieces.size(); ++i) {
     const auto& piece = model.pieces[i];
     const auto id = static_cast<std::int32_t>(i);
-    if (piece.type == Type::unknown) unknown_id_ = id;
+    if (piece.type == Type::unknown) pieces.unknown_id = id;
     if (piece.type == Type::byte && piece.text.size() == 6) {  // "<0x0A>"
       unsigned value = 0;
       std::from_chars(piece.text.data() + 3, piece.text.data() + 5, value, 16);
-      byte_ids_[value] = id;
+      pieces.byte_ids[value] = id;
     }
     if (piece.text.empty() || (piece.type != Type::normal && piece.type != Type::user_defined)) continue;
-    entries.push_back({piece.text, id, piece.type == Type::normal ? static_cast<double>(piece.score) : kUserScore});
+    pieces.entries.push_back(
+        {piece.text, id, piece.type == Type::normal ? static_cast<double>(piece.score) : kUserScore});
+  }
+  return pieces;
+}
+
+Unigram::Unigram(Pieces pieces)
+    : float_sums_(pieces.float_sums),
+      unknown_score_(pieces.unknown_score),
+      unknown_id_(pieces.unknown_id),
+      byte_ids_(pieces.byte_ids) {
+  auto& entries = pieces.entries;
+  for (const Entry& entry : entries) {
+    if (entry.id == unknown_id_) unknown_text_ = entry.text;
   }
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.text < b.text; });
   build(entries);
@@ -97,7 +111,7 @@ void Unigram::encode(std::string_view text, Scratch& scratch, std::vector<std::i
   const Unit* const units = units_.data();
   auto& places = scratch.places;                // from `begin` on; places[0] is begin
   std::size_t begin = 0, reach = 0, start = 0;  // of this stretch; farthest end of a piece; of the pieces tried now
-  float score_here = 0;
+  double score_here = 0;
   const auto offer = [&](std::size_t end, std::int32_t id, double score) {
     if (end > reach) {
       if (places.size() <= end - begin) places.resize(end - begin + 64);
@@ -106,8 +120,9 @@ void Unigram::encode(std::string_view text, Scratch& scratch, std::vector<std::i
     }
     Place& place = places[end - begin];
     const double candidate = score + score_here;
-    if (place.length == 0 || candidate > static_cast<double>(place.score)) {
-      place = {static_cast<float>(candidate), id, static_cast<std::uint32_t>(end - start)};
+    if (place.length == 0 || candidate > place.score) {
+      const double kept = float_sums_ ? static_cast<double>(static_cast<float>(candidate)) : candidate;
+      place = {kept, id, static_cast<std::uint32_t>(end - start)};
     }
   };
   if (places.empty()) places.resize(64);
@@ -138,20 +153,33 @@ void Unigram::encode(std::string_view text, Scratch& scratch, std::vector<std::i
   }
 }
 
+void Unigram::push_unknown(std::string_view text, std::vector<std::int32_t>& reversed) const {
+  if (text == unknown_text_) {
+    reversed.push_back(unknown_id_);
+    return;
+  }
+  for (std::size_t byte = text.size(); byte-- > 0;)
+    reversed.push_back(byte_ids_[static_cast<unsigned char>(text[byte])]);
+}
+
 void Unigram::backtrack(std::string_view text, std::size_t begin, std::size_t end, Scratch& scratch,
                         std::vector<std::int32_t>& ids) const {
   auto& reversed = scratch.reversed;
   reversed.clear();
+  std::size_t unknown_end = 0;  // of neighbours without pieces, found so far
   while (end > begin) {
     const auto& place = scratch.places[end - begin];
-    if (place.id == unknown_id_) {
-      for (std::size_t byte = end; byte-- > end - place.length;) {
-        reversed.push_back(byte_ids_[static_cast<unsigned char>(text[byte])]);
-      }
-    } else {
+    const std::size_t start = end - place.length;
+    if (place.id != unknown_id_) {
       reversed.push_back(place.id);
+    } else {
+      if (unknown_end == 0) unknown_end = end;
+      if (start == begin || scratch.places[start - begin].id != unknown_id_) {
+        push_unknown(text.substr(start, unknown_end - start), reversed);
+        unknown_end = 0;
+      }
     }
-    end -= place.length;
+    end = start;
   }
   ids.insert(ids.end(), reversed.rbegin(), reversed.rend());
 }

@@ -1,10 +1,11 @@
 // Unigram segmentation (Kudo, 2018): of all ways to write a text as pieces, the one whose scores sum highest.
-// The same ids as SentencePiece's own encoder, whose rules and rounding it keeps (sums in float from the text's start,
-// the first found of equals), without building its protocol buffers.
+// The same ids as SentencePiece's own encoder and as the `tokenizers` library, whose rules and rounding it keeps (sums
+// from the text's start, in float or in double, the first found of equals), without building protocol buffers.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -16,20 +17,32 @@ namespace dropcycle {
 // base + b + 1 if that one's parent is n.
 class Unigram {
  public:
-  explicit Unigram(const ModelProto& model);
+  struct Entry {
+    std::string_view text;
+    std::int32_t id;
+    double score;
+  };
+  struct Pieces {
+    std::vector<Entry> entries;  // all that the text may be written with
+    std::array<std::int32_t, 256> byte_ids{};
+    std::int32_t unknown_id = 0;  // a character without a piece: its bytes
+    double unknown_score = 0;
+    bool float_sums = false;  // SentencePiece's; else double, as the `tokenizers` library
+  };
+  explicit Unigram(Pieces pieces);
 
   // What an encoding needs besides the text; kept between calls to save allocations.
   class Scratch {
     friend class Unigram;
     struct Place {
-      float score;
+      double score;
       std::int32_t id;
       std::uint32_t length;  // of the best piece that ends here; 0: none does
     };
     std::vector<Place> places;
     std::vector<std::int32_t> reversed;
   };
-  // Appends the ids of `text`: valid UTF-8, spaces already replaced. Memory: 12 bytes per byte of the longest stretch
+  // Appends the ids of `text`: valid UTF-8, spaces already replaced. Memory: 16 bytes per byte of the longest stretch
   // that pieces of the text span without a gap, which is a word or so.
   void encode(std::string_view text, Scratch& scratch, std::vector<std::int32_t>& ids) const;
 
@@ -48,22 +61,24 @@ class Unigram {
     std::uint32_t node, first, last;
     std::uint32_t depth;
   };
-  struct Entry {
-    std::string_view text;
-    std::int32_t id;
-    double score;
-  };
   void build(const std::vector<Entry>& sorted);
   std::uint32_t find_base(const std::vector<unsigned>& labels);
+  // The bytes, last first; of neighbours that together read as the unknown piece, that piece.
+  void push_unknown(std::string_view text, std::vector<std::int32_t>& reversed) const;
   void backtrack(std::string_view text, std::size_t begin, std::size_t end, Scratch& scratch,
                  std::vector<std::int32_t>& ids) const;
 
   std::vector<Unit> units_;
   std::vector<End> ends_;  // beside units_, looked at only where a piece ends
   std::uint32_t first_free_ = 1;
-  float unknown_score_ = 0;
+  bool float_sums_ = false;
+  double unknown_score_ = 0;
   std::int32_t unknown_id_ = 0;
+  std::string unknown_text_;  // of its own piece, if that is one of the entries
   std::array<std::int32_t, 256> byte_ids_{};
 };
+
+// Of a SentencePiece model; the texts point into the file's bytes.
+Unigram::Pieces unigram_pieces(const ModelProto& model);
 
 }  // namespace dropcycle

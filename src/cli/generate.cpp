@@ -50,7 +50,7 @@ void add_generate(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("generate", "Go on with a prompt, greedily or sampled");
   verb->add_option("CHECKPOINT", options->checkpoint, "A checkpoint, or a run folder (its newest one)")->required();
   verb->add_option("--prompt", options->prompt, "Text to go on with");
-  verb->add_option("--tokenizer", options->tokenizer, "SentencePiece model (default: the run's)");
+  verb->add_option("--tokenizer", options->tokenizer, "Tokenizer: file or folder (default: the run's)");
   verb->add_option("--tokens", options->generate.tokens, "At most so many new tokens")->capture_default_str();
   verb->add_option("--temperature", options->generate.temperature, "0: greedy")
       ->check(CLI::NonNegativeNumber)

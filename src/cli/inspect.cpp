@@ -91,7 +91,7 @@ void add_inspect(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("inspect", "Show what a token shard or a checkpoint holds");
   verb->add_option("PATH", options->path, "A token shard, a checkpoint, or a run folder (its newest checkpoint)")
       ->required();
-  verb->add_option("--tokenizer", options->tokenizer, "Shard: show documents as text by this SentencePiece model");
+  verb->add_option("--tokenizer", options->tokenizer, "Shard: show documents as text by this tokenizer");
   verb->add_option("--documents", options->documents, "Shard: how many documents to show")->capture_default_str();
   verb->add_flag("--tensors", options->tensors, "Checkpoint: list every tensor");
   verb->footer(

@@ -38,7 +38,9 @@ void add_preprocess(CLI::App& app) {
   auto options = std::make_shared<PreprocessOptions>();
   CLI::App* verb = app.add_subcommand("preprocess", "Turn JSONL or text files into token shards");
   verb->add_option("INPUT", options->inputs, "Files or globs: .jsonl, .json (and .gz, .zst), or text")->required();
-  verb->add_option("--tokenizer", options->tokenizer, "SentencePiece model file")->required();
+  verb->add_option("--tokenizer", options->tokenizer,
+                   "A SentencePiece .model, a tokenizer.json, or a folder with either")
+      ->required();
   verb->add_option("--output", options->output, "Prefix of the shards: PREFIX-00000.h5 and on")
       ->required()
       ->type_name("PREFIX");

@@ -67,7 +67,8 @@ void add_encode(CLI::App& tokenizer) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* verb = tokenizer.add_subcommand("encode", "Print the token ids of a text");
-  verb->add_option("MODEL", options->model, "SentencePiece model file")->required();
+  verb->add_option("MODEL", options->model, "A SentencePiece .model, a tokenizer.json, or a folder with either")
+      ->required();
   CLI::Option* text = verb->add_option("TEXT", options->text, "The text; without it, standard input");
   verb->add_flag("--pieces", options->pieces, "Print pieces, one a line with its id");
   verb->callback([options, text] {
@@ -87,7 +88,8 @@ void add_decode(CLI::App& tokenizer) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* verb = tokenizer.add_subcommand("decode", "Print the text of token ids");
-  verb->add_option("MODEL", options->model, "SentencePiece model file")->required();
+  verb->add_option("MODEL", options->model, "A SentencePiece .model, a tokenizer.json, or a folder with either")
+      ->required();
   verb->add_option("ID", options->ids, "Token ids; without them, standard input");
   verb->callback([options] {
     const Tokenizer model(options->model);
@@ -99,7 +101,7 @@ void add_decode(CLI::App& tokenizer) {
 void add_info(CLI::App& tokenizer) {
   auto model = std::make_shared<std::string>();
   CLI::App* verb = tokenizer.add_subcommand("info", "Show a tokenizer's size, ids and digest");
-  verb->add_option("MODEL", *model, "SentencePiece model file")->required();
+  verb->add_option("MODEL", *model, "A SentencePiece .model, a tokenizer.json, or a folder with either")->required();
   verb->callback([model] { fmt::print("{}\n", Tokenizer(*model).describe()); });
 }
 
