@@ -6,7 +6,7 @@ namespace dropcycle {
 
 std::unique_ptr<Model> load_model(Checkpoint& checkpoint, Machine& machine) {
   const ModelConfig config = parse_model(checkpoint.info().model);
-  auto model = std::make_unique<Model>(config, machine.groups, *machine.ops, machine.compute);
+  auto model = std::make_unique<Model>(config, machine.groups, *machine.ops, machine.compute, machine.pipeline);
   for (const ShardedTensor& part : model->parameters().sharded_masters()) checkpoint.read("weight", part);
   model->weights_changed();
   return model;

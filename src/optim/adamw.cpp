@@ -63,7 +63,9 @@ double AdamW::gradient_norm() const {
   groups_[GroupKind::tp].all_reduce(Tensor(&dense, {1}));
   groups_[GroupKind::etp].all_reduce(Tensor(&experts, {1}));
   groups_[GroupKind::ep].all_reduce(Tensor(&experts, {1}));
-  return std::sqrt(dense + squared_norm(GradientGroup::replicated) + experts);
+  double all = dense + squared_norm(GradientGroup::replicated) + experts;
+  groups_[GroupKind::pp].all_reduce(Tensor(&all, {1}));
+  return std::sqrt(all);
 }
 
 double AdamW::clip_factor(double norm) const {

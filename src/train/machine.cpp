@@ -22,12 +22,10 @@ DType compute_dtype(const DeviceConfig& device) {
 }
 
 void refuse_unsupported_axes(const ParallelConfig& parallel) {
-  const std::pair<const char*, int> axes[] = {
-      {"tensor", parallel.tensor}, {"pipeline", parallel.pipeline}, {"expert_tensor", parallel.expert_tensor}};
+  const std::pair<const char*, int> axes[] = {{"tensor", parallel.tensor}, {"expert_tensor", parallel.expert_tensor}};
   for (const auto& [name, size] : axes) {
     if (size == 1) continue;
-    fail(Status::usage, "parallel.{} = {}: this version runs data and expert parallelism only; set parallel.{} = 1",
-         name, size, name);
+    fail(Status::usage, "parallel.{} = {}: this version doesn't run that axis; set parallel.{} = 1", name, size, name);
   }
 }
 
@@ -36,8 +34,10 @@ void refuse_unsupported_axes(const ParallelConfig& parallel) {
 Machine make_machine(const Config& config, const Runtime& runtime) {
   refuse_unsupported_axes(config.parallel);
   const ParallelConfig& p = config.parallel;
+  const PipelineOptions pipeline = pipeline_options(config);
   Machine machine{runtime.groups(
       {.tp = p.tensor, .cp = p.context, .dp = p.data, .pp = p.pipeline, .etp = p.expert_tensor, .ep = p.expert})};
+  machine.pipeline = pipeline;
   machine.compute = compute_dtype(config.device);
   machine.threads =
       config.device.threads > 0 ? config.device.threads : std::max(1, processors() / runtime.local_size());

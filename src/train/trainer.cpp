@@ -94,7 +94,7 @@ Run::Run(const Config& config, const Runtime& runtime, Resume resume)
     : config_(config),
       machine_(checked_machine(config, runtime, resume)),
       tokenizer_digest_(tokenizer_digest(config)),
-      model_(config.model, machine_.groups, *machine_.ops, machine_.compute),
+      model_(config.model, machine_.groups, *machine_.ops, machine_.compute, machine_.pipeline),
       optimizer_(model_, machine_.groups, config.optimizer),
       position_(start_position(config, model_, optimizer_, machine_.groups, resume)),
       dataset_(config.data, config.model.vocab_size, tokenizer_digest_, position_.data ? &*position_.data : nullptr),

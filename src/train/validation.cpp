@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <span>
 
 #include "dropcycle/train/training_step.hpp"
 
@@ -57,6 +58,7 @@ EvalMetrics Validation::run(Model& model, std::size_t source, std::int64_t step,
     std::ranges::transform(losses.routing.counts, routing->counts, routing->counts.begin(), std::plus<>());
   }
   groups_[GroupKind::dense_gradient].sum(sums);
+  groups_[GroupKind::pp].sum(std::span(sums, 1));  // the last stage knows the loss, every stage the tokens
   return {.step = step, .source = set.name(), .loss = sums[0] / sums[1], .tokens = static_cast<std::int64_t>(sums[1])};
 }
 

@@ -1,5 +1,5 @@
-"""The same run on 1, 2, 3 and 4 ranks, with every division of the experts: losses and gradient norms of each step to
-1e-6, and what a layout promises to itself: the same bits again, with and without overlap.
+"""The same run on 1, 2, 3 and 4 ranks, with every division of the experts and with pipelines: losses and gradient norms
+of each step to 1e-6, and what a layout promises to itself: the same bits again, with and without overlap.
 
 usage: parity_test.py DROPCYCLE
 """
@@ -83,6 +83,28 @@ class ParityTest(unittest.TestCase):
                 self.assert_parity(expected, found, run)
                 self.assert_held_out(f"{name}-1", run)
 
+    def check_pipelines(self, name, config, layouts, *settings):
+        """Layouts: (ranks, settings of each)."""
+        expected = self.train(f"{name}-1", config, 1, 1, *settings)
+        for number, (ranks, *layout) in enumerate(layouts):
+            run = f"{name}-pp-{number}"
+            found = self.train(run, config, ranks, 1, *settings, *[f"parallel.{setting}" for setting in layout])
+            self.assert_parity(expected, found, run)
+            self.assert_held_out(f"{name}-1", run)
+
+    def test_pipelines(self):
+        self.check_pipelines("moe", "moe.toml", [(2, "pipeline=2"),
+                                                 (2, "pipeline=2", "schedule=gpipe"),
+                                                 (4, "pipeline=2", "expert=2"),
+                                                 (4, "pipeline=2", "context=2"),
+                                                 (2, "pipeline=2", "schedule=interleaved", "virtual_stages=2"),
+                                                 (3, "pipeline=3", "pipeline_layers=[1,2,1]")],
+                             "model.layers=4", "model.experts=4", "train.steps=4")
+
+    def test_pipelines_with_tied_embeddings(self):
+        self.check_pipelines("tied", "dense.toml", [(2, "pipeline=2"), (4, "pipeline=2"), (4, "pipeline=4")],
+                             "model.layers=4", "model.tie_embeddings=true", "train.steps=4")
+
     def test_a_rank_whose_experts_get_no_token(self):
         # One token a rank, one expert a token: four tokens seldom reach the experts of all four ranks.
         settings = ("model.experts=12", "model.experts_per_token=1", "data.sequence_length=1", "train.global_batch=4",
@@ -95,22 +117,39 @@ class ParityTest(unittest.TestCase):
         self.assertTrue(starved)
 
     def test_the_same_layout_gives_the_same_bits(self):
-        settings = ("model.experts=4", "parallel.bucket_bytes=20000")
-        first = self.train("again-1", "moe.toml", 4, 2, *settings)
-        for name, overlap in (("again-2", "true"), ("again-3", "false")):
-            again = self.train(name, "moe.toml", 4, 2, *settings, f"parallel.overlap_gradients={overlap}")
-            self.assertEqual(without_times(first), without_times(again))
+        for number, layout in enumerate(((), ("parallel.pipeline=2",))):
+            settings = ("model.experts=4", "parallel.bucket_bytes=20000", *layout)
+            first = self.train(f"again-{number}-1", "moe.toml", 4, 2, *settings)
+            for name, overlap in (("again-2", "true"), ("again-3", "false")):
+                again = self.train(f"{name}-{number}", "moe.toml", 4, 2, *settings,
+                                   f"parallel.overlap_gradients={overlap}")
+                self.assertEqual(without_times(first), without_times(again))
 
     def test_a_checkpoint_goes_on_under_another_layout(self):
         settings = ("model.experts=12", "checkpoint.interval=3", "checkpoint.keep_last=9")
         expected = self.train("moved", "moe.toml", 4, 4, *settings)
         shutil.rmtree(self.space.path / "moved" / "step_00000006")  # the checkpoint of step 3 is the newest
-        for ranks, experts_over in ((1, 1), (3, 3)):
-            name = f"moved-{ranks}"
+        for ranks, experts_over, *layout in ((1, 1), (3, 3), (2, 1, "pipeline=2"), (4, 2, "pipeline=2")):
+            name = f"moved-{ranks}-{experts_over}"
             shutil.copytree(self.space.path / "moved", self.space.path / name)
-            found = self.train(name, "moe.toml", ranks, experts_over, *settings, resume=True)
+            found = self.train(name, "moe.toml", ranks, experts_over, *settings,
+                               *[f"parallel.{setting}" for setting in layout], resume=True)
             self.assert_parity(expected, found, name)
 
+    def test_a_checkpoint_of_a_pipeline_goes_on_without(self):
+        settings = ("model.layers=4", "model.tie_embeddings=true", "checkpoint.interval=3", "checkpoint.keep_last=9")
+        expected = self.train("staged", "dense.toml", 2, 1, "parallel.pipeline=2", "parallel.schedule=interleaved",
+                              "parallel.virtual_stages=2", *settings)
+        names = [parameter["name"] for parameter in self.space.manifest("staged/step_00000006")["parameters"]
+                 if parameter["kind"] == "weight"]
+        self.assertEqual(len(names), len(set(names)))
+        self.assertEqual(names.count("embedding"), 1)
+        shutil.rmtree(self.space.path / "staged" / "step_00000006")
+        for ranks, layout in ((1, ()), (2, ("parallel.pipeline=2",)), (4, ("parallel.pipeline=4",))):
+            name = f"staged-{ranks}-{len(layout)}"
+            shutil.copytree(self.space.path / "staged", self.space.path / name)
+            found = self.train(name, "dense.toml", ranks, 1, *settings, *layout, resume=True)
+            self.assert_parity(expected, found, name)
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)

@@ -20,7 +20,7 @@ class AdamW {
  public:
   AdamW(Model& model, const Groups& groups, const OptimizerConfig& config);
 
-  // Global 2-norm of the (reduced) gradients; each element counts once. Collective over tp, etp and ep.
+  // Global 2-norm of the (reduced) gradients; each element counts once. Collective over tp, etp, ep and pp.
   double gradient_norm() const;
   // min(1, clip / (norm + 1e-6)), as PyTorch's and Megatron-LM's clipping; 1 where clip is 0.
   double clip_factor(double norm) const;

@@ -1,10 +1,12 @@
-// What every verb that runs a model needs: process groups, the backend and the type of its numbers.
+// What every verb that runs a model needs: process groups, the pipeline's layers, the backend and the type of its
+// numbers.
 #pragma once
 
 #include <memory>
 #include <string>
 
 #include "dropcycle/core/config.hpp"
+#include "dropcycle/model/pipeline.hpp"
 #include "dropcycle/ops/ops.hpp"
 #include "dropcycle/parallel/runtime.hpp"
 
@@ -12,6 +14,7 @@ namespace dropcycle {
 
 struct Machine {
   Groups groups;
+  PipelineOptions pipeline = {};
   std::unique_ptr<Ops> ops;
   DType compute = DType::f32;
   int threads = 1;
