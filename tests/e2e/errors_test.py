@@ -141,6 +141,19 @@ class ErrorsTest(unittest.TestCase):
         self.train_refused(USAGE, ["parallel.data = 3", "2 were started"], "dense.toml", "parallel.data=3", ranks=2)
         self.train_refused(USAGE, ["train.global_batch = 4", "3"], "dense.toml", "train.global_batch=4", ranks=3)
 
+    def test_pipelines_that_do_not_fit(self):
+        for words, settings, ranks in (
+                (["parallel.pipeline = 3", "model.layers = 2", "at most 2"], ["pipeline=3"], 3),
+                (["4 chunks", "model.layers = 2", "virtual_stages to at most 1"],
+                 ["pipeline=2", "schedule=interleaved", "virtual_stages=2"], 2),
+                (["parallel.virtual_stages is 2", "'1f1b'"], ["pipeline=2", "virtual_stages=2"], 2),
+                (["parallel.schedule is 'interleaved' with pipeline 1", "at least 2"], ["schedule=interleaved"], 1),
+                (["parallel.pipeline_layers has 3 entries", "expected 2"],
+                 ["pipeline=2", "pipeline_layers=[1,1,1]"], 2),
+                (["parallel.pipeline_layers sums to 3", "model.layers = 2"], ["pipeline=2", "pipeline_layers=[2,1]"], 2),
+                (["3 ranks", "pipeline 2", "start 2 or 4 ranks"], ["pipeline=2"], 3)):
+            self.train_refused(USAGE, words, "dense.toml", *[f"parallel.{setting}" for setting in settings], ranks=ranks)
+
     def test_ranks_with_different_configurations(self):
         command = ["mpirun"]
         for rank, seed in enumerate((1, 1, 7)):
@@ -246,6 +259,17 @@ class ErrorsTest(unittest.TestCase):
                                       "checkpoint.interval=1", ranks=ranks, check=False)
             self.assert_refused(result, NUMERIC, "step 1", "rank 0", "layers.0.attention", "source text",
                                 "shards/train-00000.h5", "not updated")
+            self.assertEqual(list(self.path(output).glob("step_*")), [])
+
+    def test_nan_in_a_pipeline(self):
+        # The stage where it comes up names it; the others only pass it on.
+        for layout in ((), ("parallel.pipeline=2",),
+                       ("parallel.pipeline=2", "parallel.schedule=interleaved", "parallel.virtual_stages=2")):
+            output = f"nan-pipeline-{len(layout)}"
+            result = self.space.train("dense.toml", output, "model.layers=4", "model.init_std=0", "model.norm_epsilon=0",
+                                      *layout, ranks=2, check=False)
+            self.assert_refused(result, NUMERIC, "step 1", "rank 0", "layers.0.attention", "microbatch 0", "source text",
+                                "not updated")
             self.assertEqual(list(self.path(output).glob("step_*")), [])
 
     def test_nan_in_one_ranks_samples(self):

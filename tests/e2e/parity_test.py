@@ -93,17 +93,27 @@ class ParityTest(unittest.TestCase):
             self.assert_held_out(f"{name}-1", run)
 
     def test_pipelines(self):
-        self.check_pipelines("moe", "moe.toml", [(2, "pipeline=2"),
-                                                 (2, "pipeline=2", "schedule=gpipe"),
+        self.check_pipelines("moe", "moe.toml", [(2, "pipeline=2", "schedule=interleaved", "virtual_stages=2"),
                                                  (4, "pipeline=2", "expert=2"),
-                                                 (4, "pipeline=2", "context=2"),
-                                                 (2, "pipeline=2", "schedule=interleaved", "virtual_stages=2"),
                                                  (3, "pipeline=3", "pipeline_layers=[1,2,1]")],
                              "model.layers=4", "model.experts=4", "train.steps=4")
-
-    def test_pipelines_with_tied_embeddings(self):
-        self.check_pipelines("tied", "dense.toml", [(2, "pipeline=2"), (4, "pipeline=2"), (4, "pipeline=4")],
+        self.check_pipelines("tied", "dense.toml", [(2, "pipeline=2", "schedule=gpipe"), (4, "pipeline=2")],
                              "model.layers=4", "model.tie_embeddings=true", "train.steps=4")
+
+    def test_a_pipeline_evaluates_and_speaks_as_one_rank(self):
+        self.train("spoken", "moe.toml", 1, 1, "model.layers=4", "model.tie_embeddings=true")
+        layouts = [(1, ()), (2, ("parallel.pipeline=2",)),
+                   (2, ("parallel.pipeline=2", "parallel.schedule=interleaved", "parallel.virtual_stages=2")),
+                   (4, ("parallel.pipeline=4",))]
+        losses, texts = [], []
+        for ranks, settings in layouts:
+            words = [word for setting in settings for word in ("--set", setting)]
+            losses.append(float(self.space.must("eval", "spoken", *words, ranks=ranks).out.split()[5]))
+            texts.append(self.space.must("generate", "spoken", "--prompt", "the file", "--temperature", "0", "--tokens",
+                                         "8", *words, ranks=ranks).out)
+        self.assertEqual(texts, texts[:1] * len(layouts))
+        self.assertEqual(losses, losses[:1] * len(layouts))
+        self.assertGreater(losses[0], 1)
 
     def test_a_rank_whose_experts_get_no_token(self):
         # One token a rank, one expert a token: four tokens seldom reach the experts of all four ranks.

@@ -110,10 +110,13 @@ TEST_CASE("steps after the first allocate nothing") {
     CAPTURE(name);
     const int chunks = std::string(name) == "interleaved" ? 2 : 1;
     if (chunks == 2 && groups.world().size() == 1) continue;
-    const ParityCase c{.name = name,
-                       .config = layers(tiny_moe(4, 4), 8),
-                       .training = training_with(BalanceScope::all_layers),
-                       .pipeline = schedule(name, chunks)};
+    ParityCase c{.name = name,
+                 .config = layers(tiny_dense(), 8),
+                 .training = training_with(BalanceScope::all_layers),
+                 .sequence = 40,
+                 .microbatches = 5,
+                 .pipeline = schedule(name, chunks)};
+    c.config.intermediate_size = 4000;  // more than a block of an arena for each layer
     Model model(c.config, groups, *ops, DType::f64, c.pipeline);
     prepare(model, c);
     run(model, c, groups, nullptr);
