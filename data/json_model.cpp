@@ -21,7 +21,7 @@ Unigram::Pieces json_unigram_pieces(const TokenizerJson& parsed) {
   pieces.unknown_id = parsed.unknown;
   double lowest = std::numeric_limits<double>::max();
   for (std::int32_t id = 0; id < parsed.pieces.size(); ++id) {
-    const double score = parsed.scores[static_cast<std::size_t>(id)];
+    const double score = as_the_library_reads(parsed.scores[static_cast<std::size_t>(id)]);
     lowest = std::min(lowest, score);
     if (!parsed.pieces.piece(id).empty()) pieces.entries.push_back({parsed.pieces.piece(id), id, score});
   }

@@ -36,10 +36,10 @@ Tokenizer::Tokenizer(const fs::path& path) : state_(std::make_unique<State>()) {
   state_->path = resolve(path);
   std::string bytes = read_file(state_->path);
   state_->digest = dropcycle::digest(bytes);
-  const bool json =
-      bytes.find_first_not_of(" \t\r\n") != std::string::npos && bytes[bytes.find_first_not_of(" \t\r\n")] == '{';
-  state_->model =
-      json ? load_tokenizer_json(state_->path, std::move(bytes)) : load_sentencepiece(state_->path, std::move(bytes));
+  const std::size_t first = bytes.find_first_not_of(" \t\r\n");
+  state_->json = first < bytes.size() && bytes[first] == '{';
+  state_->model = state_->json ? load_tokenizer_json(state_->path, std::move(bytes))
+                               : load_sentencepiece(state_->path, std::move(bytes));
   state_->special = state_->model->special_ids();
 }
 

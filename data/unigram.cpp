@@ -1,8 +1,13 @@
 #include "unigram.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
+#include <cmath>
+#include <cstdlib>
 #include <limits>
+#include <string>
 
 #include "dropcycle/core/error.hpp"
 #include "utf8.hpp"
@@ -11,19 +16,44 @@ namespace dropcycle {
 namespace {
 
 using Type = ModelProto::PieceType;
-constexpr float kUnknownPenalty = 10;  // SentencePiece's: below the lowest score by this
-constexpr double kUserScore = -0.1;    // SentencePiece's score of user-defined symbols, whatever the model
+constexpr double kUnknownPenalty = 10;  // below the lowest score by this
+constexpr double kUserScore = -0.1;     // SentencePiece's score of user-defined symbols, whatever the model
 
 }  // namespace
 
-Unigram::Pieces unigram_pieces(const ModelProto& model) {
-  Unigram::Pieces pieces;
-  pieces.float_sums = true;
+double never_score(const ModelProto& model) {
+  constexpr double kLongest = 64;
   float lowest = std::numeric_limits<float>::max();
   for (const auto& piece : model.pieces) {
     if (piece.type == Type::normal) lowest = std::min(lowest, piece.score);
   }
-  pieces.unknown_score = static_cast<double>(lowest - kUnknownPenalty);
+  return kLongest * (static_cast<double>(lowest) - kUnknownPenalty);
+}
+
+double as_the_library_reads(double value) {
+  const std::string text = fmt::format("{}", value);
+  std::uint64_t digits = 0;  // at most 17 of them
+  int exponent = 0;
+  bool fraction = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == 'e') {
+      exponent += std::atoi(text.c_str() + i + 1);
+      break;
+    }
+    if (text[i] == '.') fraction = true;
+    if (text[i] < '0' || text[i] > '9') continue;
+    digits = digits * 10 + static_cast<std::uint64_t>(text[i] - '0');
+    exponent -= fraction ? 1 : 0;
+  }
+  const double size = exponent < 0 ? static_cast<double>(digits) / std::pow(10.0, -exponent)
+                                   : static_cast<double>(digits) * std::pow(10.0, exponent);
+  return std::copysign(size, value);
+}
+
+// A character without a piece is in no other piece either, so what it costs doesn't change the rest of the way.
+Unigram::Pieces unigram_pieces(const ModelProto& model) {
+  Unigram::Pieces pieces;
+  pieces.unknown_score = as_the_library_reads(never_score(model)) - kUnknownPenalty;
   for (std::size_t i = 0; i < model.pieces.size(); ++i) {
     const auto& piece = model.pieces[i];
     const auto id = static_cast<std::int32_t>(i);
@@ -35,16 +65,14 @@ Unigram::Pieces unigram_pieces(const ModelProto& model) {
     }
     if (piece.text.empty() || (piece.type != Type::normal && piece.type != Type::user_defined)) continue;
     pieces.entries.push_back(
-        {piece.text, id, piece.type == Type::normal ? static_cast<double>(piece.score) : kUserScore});
+        {piece.text, id,
+         as_the_library_reads(piece.type == Type::normal ? static_cast<double>(piece.score) : kUserScore)});
   }
   return pieces;
 }
 
 Unigram::Unigram(Pieces pieces)
-    : float_sums_(pieces.float_sums),
-      unknown_score_(pieces.unknown_score),
-      unknown_id_(pieces.unknown_id),
-      byte_ids_(pieces.byte_ids) {
+    : unknown_score_(pieces.unknown_score), unknown_id_(pieces.unknown_id), byte_ids_(pieces.byte_ids) {
   auto& entries = pieces.entries;
   for (const Entry& entry : entries) {
     if (entry.id == unknown_id_) unknown_text_ = entry.text;
@@ -121,8 +149,7 @@ void Unigram::encode(std::string_view text, Scratch& scratch, std::vector<std::i
     Place& place = places[end - begin];
     const double candidate = score + score_here;
     if (place.length == 0 || candidate > place.score) {
-      const double kept = float_sums_ ? static_cast<double>(static_cast<float>(candidate)) : candidate;
-      place = {kept, id, static_cast<std::uint32_t>(end - start)};
+      place = {candidate, id, static_cast<std::uint32_t>(end - start)};
     }
   };
   if (places.empty()) places.resize(64);

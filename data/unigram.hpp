@@ -1,6 +1,7 @@
 // Unigram segmentation (Kudo, 2018): of all ways to write a text as pieces, the one whose scores sum highest.
-// The same ids as SentencePiece's own encoder and as the `tokenizers` library, whose rules and rounding it keeps (sums
-// from the text's start, in float or in double, the first found of equals), without building protocol buffers.
+// The same ids as the `tokenizers` library, whose rules and rounding it keeps (sums in double from the text's start,
+// the first found of equals). SentencePiece sums in float: after some thousand pieces it can't tell apart ways to write
+// a word whose scores differ by less than 0.001, and takes one or the other.
 #pragma once
 
 #include <array>
@@ -27,7 +28,6 @@ class Unigram {
     std::array<std::int32_t, 256> byte_ids{};
     std::int32_t unknown_id = 0;  // a character without a piece: its bytes
     double unknown_score = 0;
-    bool float_sums = false;  // SentencePiece's; else double, as the `tokenizers` library
   };
   explicit Unigram(Pieces pieces);
 
@@ -71,14 +71,20 @@ class Unigram {
   std::vector<Unit> units_;
   std::vector<End> ends_;  // beside units_, looked at only where a piece ends
   std::uint32_t first_free_ = 1;
-  bool float_sums_ = false;
   double unknown_score_ = 0;
   std::int32_t unknown_id_ = 0;
   std::string unknown_text_;  // of its own piece, if that is one of the entries
   std::array<std::int32_t, 256> byte_ids_{};
 };
 
-// Of a SentencePiece model; the texts point into the file's bytes.
+// Of a SentencePiece model; the texts point into the file's bytes. The sums are, to the last bit, those that the
+// `tokenizers` library forms with what write_huggingface() writes.
 Unigram::Pieces unigram_pieces(const ModelProto& model);
+
+// A score that every way to write a text of 64 characters beats: of pieces that no text may become.
+double never_score(const ModelProto& model);
+
+// `value` as the `tokenizers` library reads its shortest decimal: digits / 10^k, rounded twice.
+double as_the_library_reads(double value);
 
 }  // namespace dropcycle

@@ -103,9 +103,7 @@ json bpe_model(const ModelProto& model, const std::string& unknown) {
 // SentencePiece looks for normal pieces only. The library looks for all, so the others get a score that every other way
 // to write their texts beats.
 json unigram_model(const ModelProto& model, std::int32_t unknown) {
-  const Unigram::Pieces known = unigram_pieces(model);
-  constexpr double kLongest = 64;  // characters of a control piece
-  const double never = kLongest * known.unknown_score;
+  const double never = never_score(model);
   json vocab = json::array();
   for (const Piece& piece : model.pieces) {
     vocab.push_back(

@@ -62,9 +62,10 @@ class Tokenizer {
 //
 // Of a tokenizer.json the ids of short parts are remembered. Where a SentencePiece model changes no characters
 // (identity normalisation with byte fallback: Llama's and our own models), a unigram model's best path is searched by
-// our own code, which keeps SentencePiece's rules and rounding; under BPE a text is cut at every place that no piece of
-// the vocabulary spans (merges never cross such a place), and the ids of short parts are remembered. Other models go
-// through SentencePiece.
+// our own code, in double where SentencePiece itself rounds to float (two ways to write a word whose scores are equal
+// to within that rounding may come out otherwise: about 2 pieces in 1,000); under BPE a text is cut at every place that
+// no piece of the vocabulary spans (merges never cross such a place), and the ids of short parts are remembered. Other
+// models go through SentencePiece.
 class Encoder {
  public:
   explicit Encoder(const Tokenizer& tokenizer);  // `tokenizer` must live longer
