@@ -210,7 +210,11 @@ void add_parallel(Keys& keys) {
        {"parallel.context", parallel<&C::context>, "ranks", "CP: ranks that share a sequence", kCount},
        {"parallel.bucket_bytes", parallel<&C::bucket_bytes>, "bytes", "gradients reduced together",
         Bounds{1 << 10, 1LL << 40}},
-       {"parallel.overlap_gradients", parallel<&C::overlap_gradients>, "", "reduce gradients during backward"}});
+       {"parallel.overlap_gradients", parallel<&C::overlap_gradients>, "", "reduce gradients during backward"},
+       {"parallel.shard_optimizer", parallel<&C::shard_optimizer>, "",
+        "ZeRO-1: replicas share master weights and moments"},
+       {"parallel.overlap_weights", parallel<&C::overlap_weights>, "",
+        "gather updated weights during the next forward (sharded optimizer)"}});
 }
 
 void add_checkpoint(Keys& keys) {

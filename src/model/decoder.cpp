@@ -9,6 +9,7 @@ Decoder::Decoder(Model& model, std::int64_t capacity) : model_(model), capacity_
   if (const int ranks = model.groups_[GroupKind::cp].size(); ranks > 1) {
     fail(Status::usage, "parallel.context = {}: a sequence that grows token by token isn't cut: set it to 1", ranks);
   }
+  model.wait_for_weights({});
   keys_.resize(static_cast<std::size_t>(c.layers));
   values_.resize(keys_.size());
   for (const Chunk& chunk : model.chunks_) {

@@ -30,9 +30,14 @@ std::vector<ParameterSpec> Model::declare(const ModelConfig& config, const Group
       }
     }
   }
-  if (!ends) return specs;
-  specs.push_back({.name = "final_norm", .shape = {config.hidden_size}, .initial = Initial::ones, .role = Role::norm});
-  if (!config.tie_embeddings) specs.push_back({.name = "head", .shape = vocabulary, .role = Role::embedding});
+  if (ends) {
+    specs.push_back(
+        {.name = "final_norm", .shape = {config.hidden_size}, .initial = Initial::ones, .role = Role::norm});
+    if (!config.tie_embeddings) specs.push_back({.name = "head", .shape = vocabulary, .role = Role::embedding});
+  }
+  for (ParameterSpec& spec : specs) {
+    if (spec.full_precision()) spec.group = GradientGroup::replicated;
+  }
   return specs;
 }
 
@@ -75,7 +80,19 @@ ModelParameters<Tensor> Model::bind(Get get) const {
   return all;
 }
 
-Model::Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType compute, const PipelineOptions& pipeline)
+namespace {
+
+PerGroup<Replica> replicas(const Groups& groups) {
+  return PerGroup<Replica>::of([&](GradientGroup group) {
+    const Communicator& ranks = groups[replicas_of(group)];
+    return Replica{ranks.rank(), ranks.size()};
+  });
+}
+
+}  // namespace
+
+Model::Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType compute, const PipelineOptions& pipeline,
+             const ShardOptions& shards)
     : config_(config),
       groups_(groups),
       ops_(ops),
@@ -83,7 +100,7 @@ Model::Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType co
       pipeline_(pipeline),
       chunks_(chunks_of(config, groups, pipeline)),
       head_(config.vocab_size),
-      store_(declare(config, groups, pipeline), compute) {
+      store_(declare(config, groups, pipeline), compute, replicas(groups), shards) {
   for (std::int64_t l = 0; l < config.layers; ++l) {
     attention_.emplace_back(config);
     if (config.is_moe()) {
@@ -98,14 +115,45 @@ Model::Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType co
 
 void Model::weights_changed() {
   for (const GradientGroup group : kGradientGroups) {
-    if (store_.weights(group)) ops_.convert(store_.masters(group), store_.weights(group));
+    if (!store_.has_separate_masters(group)) continue;
+    for (const KeptRange& kept : store_.kept(group)) {
+      ops_.convert(store_.master(group, kept, kept.first, kept.last),
+                   store_.weights(group).rows(kept.first, kept.last - kept.first));
+    }
   }
+  weights_updated();
+  wait_for_weights({});
+}
+
+void Model::weights_updated() {
   store_.advance_version();
+  if (!store_.shards().optimizer) return;
+  for (const GradientGroup group : kGradientGroups) {
+    Communicator& replicas = groups_[replicas_of(group)];
+    if (replicas.size() == 1) continue;
+    for (const Piece& bucket : store_.buckets(group)) {
+      arriving_.push_back({{group, bucket.first, bucket.first + bucket.count},
+                           replicas.start_all_gather(store_.weights(group).rows(bucket.first, bucket.count))});
+    }
+  }
+}
+
+void Model::wait_for_weights(const std::string& prefix) {
+  if (arriving_.empty()) return;
+  for (const GradientGroup group : kGradientGroups) {
+    const FlatRange needed = store_.range_of(prefix, group);
+    std::erase_if(arriving_, [&](ArrivingWeights& part) {
+      const bool wanted = part.range.group == group && part.range.first < needed.last && needed.first < part.range.last;
+      if (wanted) part.request->wait();
+      return wanted;
+    });
+  }
 }
 
 Stream Model::layer_forward(Context& c, std::size_t l, const Microbatch& batch, const RouterTraining& training,
                             const Stream& in, const Tensor& delta, LayerSaved& saved, RoutingStatistics& routing,
                             const Look& look) {
+  wait_for_weights(prefix_of(l));
   const LayerParameters<Tensor>& w = weights_.layers[l];
   const Stream middle = attention_[l].forward(c, w.attention, batch, in, delta, saved.attention);
   if (look) look(prefix_of(l) + "attention", delta);
@@ -137,6 +185,7 @@ Stream Model::layers_forward(Context& c, const Chunk& chunk, const Microbatch& b
 }
 
 void Model::final_norm_forward(Context& c, const Stream& in, Alive& state) {
+  wait_for_weights({});
   state.sum = in.delta ? c.saved.tensor(compute_, in.x.shape) : in.x;
   state.inv_rms = c.saved.tensor(c.acc(), {in.x.shape[0]});
   state.normed = c.saved.tensor(compute_, in.x.shape);

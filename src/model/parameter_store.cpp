@@ -1,5 +1,9 @@
 #include "dropcycle/model/parameter_store.hpp"
 
+#include <algorithm>
+
+#include "dropcycle/parallel/gradient_buckets.hpp"
+
 namespace dropcycle {
 namespace {
 
@@ -9,12 +13,44 @@ Tensor slice(const Tensor& flat, std::int64_t first, const Shape& shape) {
   return flat.rows(first, shape.elements()).reshaped(shape);
 }
 
+// Elements [first, last) of a vector or of a matrix in row-major order as rectangles: call(first element, offset,
+// shape) for what is left of a begun row, the whole rows, and the beginning of the last one.
+template <class F>
+void for_each_rectangle(const Shape& shape, std::int64_t first, std::int64_t last, F&& call) {
+  if (shape.dims() < 2 || (first == 0 && last == shape.elements())) {
+    Shape offset = shape, size = shape;
+    for (int dim = 0; dim < shape.dims(); ++dim) offset.set(dim, 0);
+    if (shape.dims() == 1) {
+      offset.set(0, first);
+      size.set(0, last - first);
+    }
+    return call(first, offset, size);
+  }
+  require(shape.dims() == 2, "a part of a tensor {}", to_string(shape));
+  const std::int64_t width = shape[1];
+  while (first < last) {
+    const std::int64_t row = first / width, column = first % width;
+    const bool whole = column == 0 && last - first >= width;
+    const std::int64_t rows = whole ? (last - first) / width : 1;
+    const std::int64_t columns = whole ? width : std::min(width - column, last - first);
+    call(first, Shape{row, column}, Shape{rows, columns});
+    first += rows * columns;
+  }
+}
+
 }  // namespace
 
-ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, DType compute)
-    : specs_(std::move(specs)), compute_(compute) {
+ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, DType compute, const PerGroup<Replica>& replicas,
+                               const ShardOptions& shards)
+    : specs_(std::move(specs)), compute_(compute), shards_(shards) {
+  lay_out();
+  for (const GradientGroup group : kGradientGroups) allocate(group, replicas[group]);
+}
+
+void ParameterStore::lay_out() {
   for (std::size_t i = 0; i < specs_.size(); ++i) {
     const ParameterSpec& spec = specs_[i];
+    require(spec.full_precision() == (spec.group == GradientGroup::replicated), "gradient group of {}", spec.name);
     std::int64_t& end = flats_[spec.group].elements;
     const bool continues = i > 0 && !spec.block.empty() && specs_[i - 1].block == spec.block;
     if (!continues) end = (end + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
@@ -22,13 +58,36 @@ ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, DType compute)
     end = ranges_.back().last;
     require(by_name_.emplace(spec.name, i).second, "parameter {} is declared twice", spec.name);
   }
-  for (const GradientGroup group : kGradientGroups) {
-    Flat& flat = flats_[group];
-    const DType acc = accumulator_of(compute);
-    flat.master = OwnedTensor(acc, {flat.elements});
-    flat.gradient = OwnedTensor(acc, {flat.elements});
-    if (compute != acc) flat.weight = OwnedTensor(compute, {flat.elements});
+}
+
+void ParameterStore::allocate(GradientGroup group, const Replica& replica) {
+  Flat& flat = flats_[group];
+  const DType acc = accumulator_of(compute_), type = group == GradientGroup::replicated ? acc : compute_;
+  flat.buckets = cut_into_buckets(flat.elements, offsets(group), size_bytes(acc), shards_.bucket_bytes);
+  std::int64_t at = 0;
+  for (const Piece& bucket : flat.buckets) {
+    const Piece own = piece_of(bucket.count, replica.rank, replica.ranks);
+    if (own.count == 0) continue;
+    flat.owned.push_back({bucket.first + own.first, bucket.first + own.first + own.count, at});
+    at += own.count;
   }
+  flat.kept = shards_.optimizer ? flat.owned : std::vector<KeptRange>{{0, flat.elements, 0}};
+  flat.weight = OwnedTensor(type, {flat.elements});
+  flat.gradient = OwnedTensor(acc, {flat.elements});
+  if (type != acc) flat.master = OwnedTensor(acc, {kept_elements(group)});
+}
+
+std::int64_t ParameterStore::kept_elements(GradientGroup group) const {
+  const std::vector<KeptRange>& kept = flats_[group].kept;
+  return kept.empty() ? 0 : kept.back().at + kept.back().last - kept.back().first;
+}
+
+std::vector<std::int64_t> ParameterStore::offsets(GradientGroup group) const {
+  std::vector<std::int64_t> result;
+  for (const FlatRange& range : ranges_) {
+    if (range.group == group) result.push_back(range.first);
+  }
+  return result;
 }
 
 FlatRange ParameterStore::range_of(const std::string& prefix, GradientGroup group) const {
@@ -39,6 +98,13 @@ FlatRange ParameterStore::range_of(const std::string& prefix, GradientGroup grou
     range.last = ranges_[i].last;
   }
   return range;
+}
+
+Tensor ParameterStore::master(GradientGroup group, const KeptRange& range, std::int64_t first,
+                              std::int64_t last) const {
+  const Flat& flat = flats_[group];
+  return has_separate_masters(group) ? flat.master.view().rows(range.at + first - range.first, last - first)
+                                     : flat.weight.view().rows(first, last - first);
 }
 
 const ParameterSpec& ParameterStore::block_start(const std::string& first_name, const Shape& shape,
@@ -56,10 +122,8 @@ const ParameterSpec& ParameterStore::block_start(const std::string& first_name, 
 
 Tensor ParameterStore::weight(const std::string& first_name, const Shape& shape) const {
   FlatRange range;
-  const ParameterSpec& spec = block_start(first_name, shape, range);
-  const Flat& flat = flats_[range.group];
-  const bool master = spec.full_precision() || !flat.weight.view();
-  return slice(master ? flat.master : flat.weight, range.first, shape);
+  block_start(first_name, shape, range);
+  return slice(flats_[range.group].weight, range.first, shape);
 }
 
 Tensor ParameterStore::gradient(const std::string& first_name, const Shape& shape) const {
@@ -68,28 +132,82 @@ Tensor ParameterStore::gradient(const std::string& first_name, const Shape& shap
   return slice(flats_[range.group].gradient, range.first, shape);
 }
 
-std::vector<ShardedTensor> ParameterStore::sharded(const PerGroup<Tensor>& flats, const PerGroup<bool>& writes) const {
+template <class PartOf>
+std::vector<ShardedTensor> ParameterStore::kept_parts(const PerGroup<bool>& writes, PartOf part) const {
   std::vector<ShardedTensor> parts;
   for (std::size_t i = 0; i < specs_.size(); ++i) {
     const ParameterSpec& spec = specs_[i];
-    const Shape local = spec.local_shape();
-    parts.push_back({.name = spec.name,
-                     .global_shape = spec.shape,
-                     .offset = spec.offset(),
-                     .local = slice(flats[spec.group], ranges_[i].first, local),
-                     .writer = writes[spec.group] && spec.owner && local.elements() > 0});
+    const FlatRange& all = ranges_[i];
+    for (const KeptRange& kept : flats_[spec.group].kept) {
+      const std::int64_t first = std::max(kept.first, all.first), last = std::min(kept.last, all.last);
+      if (first >= last) continue;
+      const bool writer = spec.owner && (shards_.optimizer || writes[spec.group]);
+      for_each_rectangle(
+          spec.local_shape(), first - all.first, last - all.first,
+          [&](std::int64_t element, const Shape& offset, const Shape& shape) {
+            const std::int64_t begin = all.first + element;
+            Shape place = spec.offset();
+            for (int dim = 0; dim < place.dims(); ++dim) place.set(dim, place[dim] + offset[dim]);
+            parts.push_back({.name = spec.name,
+                             .global_shape = spec.shape,
+                             .offset = place,
+                             .local = part(spec.group, kept, begin, begin + shape.elements()).reshaped(shape),
+                             .writer = writer});
+          });
+    }
   }
   return parts;
 }
 
+std::vector<ShardedTensor> ParameterStore::sharded(const PerGroup<Tensor>& flats, const PerGroup<bool>& writes) const {
+  return kept_parts(writes, [&](GradientGroup group, const KeptRange& kept, std::int64_t first, std::int64_t last) {
+    return flats[group].rows(kept.at + first - kept.first, last - first);
+  });
+}
+
+std::vector<ShardedTensor> ParameterStore::sharded_masters(const PerGroup<bool>& writes) const {
+  return kept_parts(writes, [&](GradientGroup group, const KeptRange& kept, std::int64_t first, std::int64_t last) {
+    return master(group, kept, first, last);
+  });
+}
+
 std::vector<ShardedTensor> ParameterStore::sharded_masters() const {
-  return sharded(PerGroup<Tensor>::of([&](GradientGroup group) { return masters(group); }),
-                 PerGroup<bool>::of([](GradientGroup) { return true; }));
+  return sharded_masters(PerGroup<bool>::of([](GradientGroup) { return true; }));
 }
 
 std::vector<ShardedTensor> ParameterStore::sharded_gradients() const {
-  return sharded(PerGroup<Tensor>::of([&](GradientGroup group) { return gradients(group); }),
-                 PerGroup<bool>::of([](GradientGroup) { return true; }));
+  std::vector<ShardedTensor> parts;
+  for (std::size_t i = 0; i < specs_.size(); ++i) {
+    const ParameterSpec& spec = specs_[i];
+    parts.push_back({.name = spec.name,
+                     .global_shape = spec.shape,
+                     .offset = spec.offset(),
+                     .local = slice(gradients(spec.group), ranges_[i].first, spec.local_shape())});
+  }
+  return parts;
+}
+
+void ParameterStore::take_weights_from_gradients(Ops& ops) {
+  for (const GradientGroup group : kGradientGroups) {
+    const Tensor from = gradients(group);
+    for (const KeptRange& range : kept(group)) {
+      if (!has_separate_masters(group)) break;
+      ops.convert(from.rows(range.first, range.last - range.first), master(group, range, range.first, range.last));
+    }
+    ops.convert(from, weights(group));
+    ops.fill_zero(from);
+  }
+  advance_version();
+}
+
+std::int64_t ParameterStore::bytes() const {
+  std::int64_t sum = 0;
+  for (const GradientGroup group : kGradientGroups) {
+    const Flat& flat = flats_[group];
+    sum += flat.weight.view().bytes() + flat.gradient.view().bytes();
+    if (has_separate_masters(group)) sum += flat.master.view().bytes();
+  }
+  return sum;
 }
 
 }  // namespace dropcycle

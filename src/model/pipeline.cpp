@@ -142,6 +142,7 @@ void Model::receive(const Tensor& values, std::vector<double>& shares, int direc
 Stream Model::chunk_input(Context& c, const Chunk& chunk, const Microbatch& batch, Alive& state, const Look& look) {
   const Stream in{c.saved.tensor(compute_, {batch.tokens_count(), config_.hidden_size}), {}};
   if (chunk.begins) {
+    wait_for_weights("embedding");
     ops_.embedding(batch.tokens, weights_.embedding, in.x);
     if (look) look("embedding", in.x);
   } else {

@@ -21,7 +21,7 @@ AdamW::AdamW(Model& model, const Groups& groups, const OptimizerConfig& config)
     : model_(model), groups_(groups), config_(config) {
   const ParameterStore& store = model.parameters();
   for (const GradientGroup group : kGradientGroups) {
-    const Shape shape{store.elements(group)};
+    const Shape shape{store.kept_elements(group)};
     const DType acc = accumulator_of(store.compute());
     moments_[group] = {OwnedTensor(acc, shape), OwnedTensor(acc, shape)};
     for (std::size_t i = 0; i < store.specs().size(); ++i) {
@@ -49,23 +49,27 @@ double AdamW::squared_norm(GradientGroup group) const {
   const ParameterStore& store = model_.parameters();
   const Tensor gradients = store.gradients(group);
   double sum = 0;
-  std::int64_t first = 0;  // of the elements not counted yet
-  for (std::size_t i = 0; i < store.specs().size(); ++i) {
-    if (store.specs()[i].group != group || store.specs()[i].owner) continue;
-    sum += model_.ops().squared_norm(gradients.rows(first, store.range(i).first - first));
-    first = store.range(i).last;
+  for (const KeptRange& owned : store.owned(group)) {
+    std::int64_t first = owned.first;  // of the elements not counted yet
+    const auto count_up_to = [&](std::int64_t last) {
+      if (last > first) sum += model_.ops().squared_norm(gradients.rows(first, last - first));
+    };
+    for (std::size_t i = 0; i < store.specs().size(); ++i) {
+      const FlatRange& range = store.range(i);
+      if (range.group != group || store.specs()[i].owner || range.last <= first || range.first >= owned.last) continue;
+      count_up_to(range.first);
+      first = range.last;
+    }
+    count_up_to(owned.last);
   }
-  return sum + model_.ops().squared_norm(gradients.rows(first, gradients.elements() - first));
+  return sum;
 }
 
 double AdamW::gradient_norm() const {
-  double dense = squared_norm(GradientGroup::dense), experts = squared_norm(GradientGroup::expert);
-  groups_[GroupKind::tp].all_reduce(Tensor(&dense, {1}));
-  groups_[GroupKind::etp].all_reduce(Tensor(&experts, {1}));
-  groups_[GroupKind::ep].all_reduce(Tensor(&experts, {1}));
-  double all = dense + squared_norm(GradientGroup::replicated) + experts;
-  groups_[GroupKind::pp].all_reduce(Tensor(&all, {1}));
-  return std::sqrt(all);
+  double sum = 0;
+  for (const GradientGroup group : kGradientGroups) sum += squared_norm(group);
+  groups_.world().sum({&sum, 1});
+  return std::sqrt(sum);
 }
 
 double AdamW::clip_factor(double norm) const {
@@ -73,23 +77,33 @@ double AdamW::clip_factor(double norm) const {
 }
 
 void AdamW::update(std::int64_t step, double learning_rate, double gradient_scale) {
-  ParameterStore& store = model_.parameters();
+  model_.wait_for_weights({});
+  const ParameterStore& store = model_.parameters();
   for (const Run& run : runs_) {
-    const auto part = [&](const Tensor& flat) {
-      return flat ? flat.rows(run.range.first, run.range.last - run.range.first) : Tensor();
-    };
     const GradientGroup group = run.range.group;
-    model_.ops().adamw({.learning_rate = learning_rate,
-                        .beta1 = config_.beta1,
-                        .beta2 = config_.beta2,
-                        .epsilon = config_.epsilon,
-                        .weight_decay = run.weight_decay,
-                        .gradient_scale = gradient_scale,
-                        .step = step},
-                       part(store.gradients(group)), part(store.masters(group)), part(first_moment(group)),
-                       part(second_moment(group)), part(store.weights(group)));
+    for (const KeptRange& kept : store.kept(group)) {
+      const std::int64_t first = std::max(run.range.first, kept.first), last = std::min(run.range.last, kept.last);
+      if (first >= last) continue;
+      const auto moment = [&](const Tensor& all) { return all.rows(kept.at + first - kept.first, last - first); };
+      model_.ops().adamw({.learning_rate = learning_rate,
+                          .beta1 = config_.beta1,
+                          .beta2 = config_.beta2,
+                          .epsilon = config_.epsilon,
+                          .weight_decay = run.weight_decay,
+                          .gradient_scale = gradient_scale,
+                          .step = step},
+                         store.gradients(group).rows(first, last - first), store.master(group, kept, first, last),
+                         moment(moments_[group].m), moment(moments_[group].v),
+                         store.has_separate_masters(group) ? store.weights(group).rows(first, last - first) : Tensor());
+    }
   }
-  store.advance_version();
+  model_.weights_updated();
+}
+
+std::int64_t AdamW::bytes() const {
+  std::int64_t sum = 0;
+  for (const GradientGroup group : kGradientGroups) sum += first_moment(group).bytes() + second_moment(group).bytes();
+  return sum;
 }
 
 }  // namespace dropcycle

@@ -16,7 +16,7 @@ std::vector<StateTensors> state_tensors(const Model& model, const AdamW& optimiz
   const ParameterStore& store = model.parameters();
   const auto writes = PerGroup<bool>::of([&](GradientGroup group) { return groups[replicas_of(group)].rank() == 0; });
   const auto parts = [&](auto flat_of) { return store.sharded(PerGroup<Tensor>::of(flat_of), writes); };
-  return {{"weight", parts([&](GradientGroup group) { return store.masters(group); })},
+  return {{"weight", store.sharded_masters(writes)},
           {"m", parts([&](GradientGroup group) { return optimizer.first_moment(group); })},
           {"v", parts([&](GradientGroup group) { return optimizer.second_moment(group); })}};
 }
@@ -52,8 +52,8 @@ RunPosition resume_run(const Config& config, Model& model, const AdamW& optimize
 }
 
 void initialise(Model& model, const Config& config) {
-  const ParameterStore& store = model.parameters();
-  const auto parts = store.sharded_masters();
+  ParameterStore& store = model.parameters();
+  const auto parts = store.sharded_gradients();  // there is room for every parameter's whole part
   if (config.init.method == "scratch") {
     initialise(config.model, config.init, store.specs(), parts);
   } else {
@@ -74,7 +74,7 @@ void initialise(Model& model, const Config& config) {
       initialise(config.model, config.init, store.specs(), parts, parent_model, read);
     }
   }
-  model.weights_changed();
+  store.take_weights_from_gradients(model.ops());
 }
 
 }  // namespace dropcycle

@@ -62,13 +62,10 @@ TrainingStep::TrainingStep(Model& model, AdamW& optimizer, const Groups& groups,
 
 GradientBuckets TrainingStep::make_buckets(GradientGroup group) const {
   const ParameterStore& store = model_.parameters();
-  std::vector<std::int64_t> offsets;
-  for (std::size_t i = 0; i < store.specs().size(); ++i) {
-    if (store.specs()[i].group == group) offsets.push_back(store.range(i).first);
-  }
-  return GradientBuckets(
-      groups_[replicas_of(group)], store.gradients(group), offsets,
-      {.bucket_bytes = config_.parallel.bucket_bytes, .overlap = config_.parallel.overlap_gradients});
+  return GradientBuckets(groups_[replicas_of(group)], store.gradients(group), store.offsets(group),
+                         {.bucket_bytes = store.shards().bucket_bytes,
+                          .overlap = config_.parallel.overlap_gradients,
+                          .gather = !store.shards().optimizer});
 }
 
 std::int64_t TrainingStep::global_microbatches() const {
@@ -117,6 +114,7 @@ StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microb
   }
   // 4. Update.
   optimizer_.update(step, result.learning_rate, optimizer_.clip_factor(result.gradient_norm));
+  if (!config_.parallel.overlap_weights) model_.wait_for_weights({});
   return result;
 }
 

@@ -127,19 +127,22 @@ class ParityTest(unittest.TestCase):
         self.assertTrue(starved)
 
     def test_the_same_layout_gives_the_same_bits(self):
-        for number, layout in enumerate(((), ("parallel.pipeline=2",))):
+        variants = (("true", "true", "true"), ("false", "true", "false"), ("true", "false", "true"))
+        for layout, compared in (((), variants), (("parallel.pipeline=2",), variants[1:2])):
             settings = ("model.experts=4", "parallel.bucket_bytes=20000", *layout)
-            first = self.train(f"again-{number}-1", "moe.toml", 4, 2, *settings)
-            for name, overlap in (("again-2", "true"), ("again-3", "false")):
-                again = self.train(f"{name}-{number}", "moe.toml", 4, 2, *settings,
-                                   f"parallel.overlap_gradients={overlap}")
+            first = self.train(f"again-{len(layout)}", "moe.toml", 4, 2, *settings)
+            for number, (gradients, shard, weights) in enumerate(compared):
+                again = self.train(f"again-{len(layout)}-{number}", "moe.toml", 4, 2, *settings,
+                                   f"parallel.overlap_gradients={gradients}", f"parallel.shard_optimizer={shard}",
+                                   f"parallel.overlap_weights={weights}")
                 self.assertEqual(without_times(first), without_times(again))
 
     def test_a_checkpoint_goes_on_under_another_layout(self):
         settings = ("model.experts=12", "checkpoint.interval=3", "checkpoint.keep_last=9")
         expected = self.train("moved", "moe.toml", 4, 4, *settings)
         shutil.rmtree(self.space.path / "moved" / "step_00000006")  # the checkpoint of step 3 is the newest
-        for ranks, experts_over, *layout in ((1, 1), (3, 3), (2, 1, "pipeline=2"), (4, 2, "pipeline=2")):
+        for ranks, experts_over, *layout in ((1, 1), (3, 3), (4, 1), (2, 1, "pipeline=2"),
+                                             (4, 2, "pipeline=2", "shard_optimizer=false")):
             name = f"moved-{ranks}-{experts_over}"
             shutil.copytree(self.space.path / "moved", self.space.path / name)
             found = self.train(name, "moe.toml", ranks, experts_over, *settings,

@@ -17,8 +17,8 @@ enum class Role { matrix, norm, embedding, router };
 
 // Which ranks hold the same part of a parameter, and so sum its gradient.
 enum class GradientGroup {
-  dense,       // split over tp, or TP = 1: the sum is over dp × cp
-  replicated,  // whole on every rank of a stage though TP > 1 (norms, router): over tp × cp × dp
+  dense,       // split over tp: the sum is over dp × cp
+  replicated,  // whole on every rank of a stage (norms, router: what is kept in acc): over tp × cp × dp
   expert,      // of one expert rank: over edp
 };
 inline constexpr std::array<GradientGroup, 3> kGradientGroups = {GradientGroup::dense, GradientGroup::replicated,

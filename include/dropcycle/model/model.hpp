@@ -54,7 +54,8 @@ class Model {
   static std::vector<ParameterSpec> declare(const ModelConfig& config, const Groups& groups,
                                             const PipelineOptions& pipeline = {});
   // Declares this rank's parameters and allocates them (zero): initialise, then call weights_changed().
-  Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType compute, const PipelineOptions& pipeline = {});
+  Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType compute, const PipelineOptions& pipeline = {},
+        const ShardOptions& shards = {});
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
@@ -62,8 +63,14 @@ class Model {
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
   Ops& ops() const { return ops_; }
-  // Makes the compute weights from the masters and invalidates packed copies.
+  // Makes the compute weights from the masters and invalidates packed copies. Collective over the replicas.
   void weights_changed();
+  // What this rank keeps of the weights was updated: invalidates packed copies and, under a sharded optimizer, starts
+  // to gather the weights from their owners, bucket after bucket, in the order of forward. Forward waits for each
+  // layer's.
+  void weights_updated();
+  // Waits for the weights of the parameters whose names start with `prefix`, all with an empty one.
+  void wait_for_weights(const std::string& prefix);
 
   // Called as backward finishes gradients, from the last layers of a chunk to the first; every range once.
   using GradientsReady = std::function<void(const FlatRange&)>;
@@ -120,6 +127,11 @@ class Model {
     std::vector<double> shares;
     std::vector<std::unique_ptr<Request>> sent;
   };
+  // A bucket of weights on its way from its owners.
+  struct ArrivingWeights {
+    FlatRange range;
+    std::unique_ptr<Request> request;
+  };
   template <class Get>
   ModelParameters<Tensor> bind(Get get) const;
 
@@ -172,6 +184,7 @@ class Model {
   std::vector<MoeLayer> moe_;
   LmHead head_;
   ParameterStore store_;
+  std::vector<ArrivingWeights> arriving_;
   ModelParameters<Tensor> weights_, gradients_;
   std::vector<std::unique_ptr<Alive>> alive_;
   TravellingGradient travelling_[kGradientBuffers];

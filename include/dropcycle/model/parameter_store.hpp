@@ -1,5 +1,9 @@
-// All parameters of one rank in flat arrays, one set per gradient group: masters (acc), gradients (acc) and, when
-// compute isn't acc, weights (compute). The optimizer and the gradient reduction see flat arrays; layers see views.
+// All parameters of one rank in flat arrays, one set per gradient group: weights (compute; acc where norms and routers
+// stand, in `replicated`), gradients (acc) and masters (acc). Where weights are acc they are the masters. The optimizer
+// and the gradient reduction see flat arrays; layers see views.
+//
+// Each array is cut into buckets, and each replica of it owns one piece of every bucket (piece_of). With a sharded
+// optimizer (ZeRO-1, Rajbhandari et al., 2020) a rank keeps masters and moments of what it owns, else of everything.
 #pragma once
 
 #include <cstdint>
@@ -20,33 +24,69 @@ struct FlatRange {
   std::int64_t first = 0, last = 0;
 };
 
+// Elements [first, last) of a flat array and where they begin in an array of all that this rank keeps.
+struct KeptRange {
+  std::int64_t first = 0, last = 0, at = 0;
+};
+
+// Which of `ranks` ranks with the same parameters this one is.
+struct Replica {
+  int rank = 0, ranks = 1;
+};
+
+struct ShardOptions {
+  bool optimizer = false;                // masters and moments of owned elements only
+  std::int64_t bucket_bytes = 25 << 20;  // of gradients: what is summed, and gathered, together
+};
+
 class ParameterStore {
  public:
   // Lays the parameters out in the order of `specs`; blocks start at multiples of 64 elements.
-  ParameterStore(std::vector<ParameterSpec> specs, DType compute);
+  ParameterStore(std::vector<ParameterSpec> specs, DType compute, const PerGroup<Replica>& replicas = {},
+                 const ShardOptions& shards = {});
 
   DType compute() const { return compute_; }
+  const ShardOptions& shards() const { return shards_; }
   const std::vector<ParameterSpec>& specs() const { return specs_; }
   std::int64_t elements(GradientGroup group) const { return flats_[group].elements; }
   FlatRange range(std::size_t parameter) const { return ranges_[parameter]; }
   // The range from the first to the last parameter of `group` whose name starts with `prefix` (they are neighbours).
   FlatRange range_of(const std::string& prefix, GradientGroup group) const;
+  // First element of each parameter of a group.
+  std::vector<std::int64_t> offsets(GradientGroup group) const;
 
-  // Flat arrays. weights() is empty when compute is acc: then the masters are the weights.
-  Tensor masters(GradientGroup group) const { return flats_[group].master; }
+  // Flat arrays.
   Tensor gradients(GradientGroup group) const { return flats_[group].gradient; }
   Tensor weights(GradientGroup group) const { return flats_[group].weight; }
+  const std::vector<Piece>& buckets(GradientGroup group) const { return flats_[group].buckets; }
+  // This rank's pieces of the buckets: every element is owned by one replica.
+  const std::vector<KeptRange>& owned(GradientGroup group) const { return flats_[group].owned; }
+  // What this rank has masters of, and how many elements these are.
+  const std::vector<KeptRange>& kept(GradientGroup group) const { return flats_[group].kept; }
+  std::int64_t kept_elements(GradientGroup group) const;
+  // Master of elements [first, last) of what `range` keeps.
+  Tensor master(GradientGroup group, const KeptRange& range, std::int64_t first, std::int64_t last) const;
+  bool has_separate_masters(GradientGroup group) const { return flats_[group].master.view().data != nullptr; }
 
   // View of a whole block (or of a parameter that is its own block) under the name of its first parameter.
   Tensor weight(const std::string& first_name, const Shape& shape) const;
   Tensor gradient(const std::string& first_name, const Shape& shape) const;
 
-  // Every parameter's part of `flats` (laid out as the masters) with its place in the global tensor. A part's `writer`
-  // is writes[group], but false where another rank owns the part or nothing is in it.
+  // What this rank keeps of every parameter, with its places in the global tensor: a range of a matrix is up to three
+  // rectangles. `flats` are arrays of kept_elements(); without, the masters. A part's `writer` is writes[group] (under
+  // a sharded optimizer true), but false where another rank owns the parameter or nothing is in it.
   std::vector<ShardedTensor> sharded(const PerGroup<Tensor>& flats, const PerGroup<bool>& writes) const;
-  // Of all masters, all gradients, for readers.
+  std::vector<ShardedTensor> sharded_masters(const PerGroup<bool>& writes) const;
+  // All masters here, for readers.
   std::vector<ShardedTensor> sharded_masters() const;
+  // This rank's whole part of every parameter's gradient, one for each of specs().
   std::vector<ShardedTensor> sharded_gradients() const;
+  // Weights that were put together in the gradients become masters and weights; the gradients become 0. What needs the
+  // whole of a parameter at once (initialisation) has it there without more memory.
+  void take_weights_from_gradients(Ops& ops);
+
+  // Bytes of weights, gradients and masters.
+  std::int64_t bytes() const;
 
   // Changes with every update of the weights (see Weight).
   std::uint64_t version() const { return version_; }
@@ -54,13 +94,21 @@ class ParameterStore {
 
  private:
   struct Flat {
-    OwnedTensor master, gradient, weight;
+    OwnedTensor weight, gradient, master;  // the last of what is kept; none where the weights are the masters
     std::int64_t elements = 0;
+    std::vector<Piece> buckets;
+    std::vector<KeptRange> owned, kept;
   };
+  void lay_out();
+  void allocate(GradientGroup group, const Replica& replica);
   const ParameterSpec& block_start(const std::string& first_name, const Shape& shape, FlatRange& range) const;
+  // part(group, kept range, first, last) of every stretch of a parameter that is kept.
+  template <class PartOf>
+  std::vector<ShardedTensor> kept_parts(const PerGroup<bool>& writes, PartOf part) const;
 
   std::vector<ParameterSpec> specs_;
   DType compute_;
+  ShardOptions shards_;
   std::vector<FlatRange> ranges_;
   std::unordered_map<std::string, std::size_t> by_name_;
   PerGroup<Flat> flats_;

@@ -20,17 +20,20 @@ class AdamW {
  public:
   AdamW(Model& model, const Groups& groups, const OptimizerConfig& config);
 
-  // Global 2-norm of the (reduced) gradients; each element counts once. Collective over tp, etp, ep and pp.
+  // Global 2-norm of the (reduced) gradients; each element counts once, on the rank that owns it, so that the bits
+  // don't depend on whether the optimizer is sharded. Collective over the world.
   double gradient_norm() const;
   // min(1, clip / (norm + 1e-6)), as PyTorch's and Megatron-LM's clipping; 1 where clip is 0.
   double clip_factor(double norm) const;
-  // One update of masters and weights (formula: Ops::adamw); advances the weights' version. Weight decay leaves out
+  // One update of masters and weights (formula: Ops::adamw); Model::weights_updated() follows. Weight decay leaves out
   // the roles that the configuration excludes.
   void update(std::int64_t step, double learning_rate, double gradient_scale);
 
-  // First and second moments for checkpoints, laid out as the masters.
-  Tensor first_moment(GradientGroup group) const { return moments_[group].m; }
-  Tensor second_moment(GradientGroup group) const { return moments_[group].v; }
+  // First and second moments of what the rank keeps (ParameterStore::kept), for checkpoints.
+  const Tensor& first_moment(GradientGroup group) const { return moments_[group].m; }
+  const Tensor& second_moment(GradientGroup group) const { return moments_[group].v; }
+  // Bytes of the moments.
+  std::int64_t bytes() const;
 
  private:
   struct Moments {
@@ -42,7 +45,7 @@ class AdamW {
     double weight_decay;
   };
   double decay_of(Role role) const;
-  // Of this rank's gradients of a group, without those that another rank of tp owns.
+  // Of what this rank owns of a group's gradients.
   double squared_norm(GradientGroup group) const;
 
   Model& model_;

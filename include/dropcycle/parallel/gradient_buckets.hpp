@@ -10,9 +10,17 @@
 
 namespace dropcycle {
 
+// Buckets of a flat array, ascending: cut from its end, each ends at the parameter that makes it at least
+// `bucket_bytes` large. `offsets`: first element of each parameter, ascending from 0; a parameter, with the padding
+// behind it, reaches to the next. Throws Error{internal} on offsets that don't fit.
+std::vector<Piece> cut_into_buckets(std::int64_t elements, std::span<const std::int64_t> offsets,
+                                    std::int64_t element_bytes, std::int64_t bucket_bytes);
+
 struct BucketOptions {
-  std::int64_t bucket_bytes = 16 << 20;  // a bucket ends at the parameter that makes it at least this large
-  bool overlap = true;                   // false: all sums are taken in finish(), with the same bits
+  std::int64_t bucket_bytes = 16 << 20;
+  bool overlap = true;  // false: all sums are taken in finish(), with the same bits
+  // false: of every bucket each rank gets the sum of its own piece only (piece_of), with the same bits.
+  bool gather = true;
 };
 
 // g = Σ over the group of g, in place, for one flat gradient array (f32 or f64): dense parameters over
@@ -26,8 +34,7 @@ struct BucketOptions {
 // A group of one does nothing.
 class GradientBuckets {
  public:
-  // `offsets`: first element of each parameter, ascending from 0; a parameter, with the padding behind it, reaches to
-  // the next. The array's memory is fixed for the life of the object. Throws Error{internal} on offsets that don't fit.
+  // `offsets` as for cut_into_buckets. The array's memory is fixed for the life of the object.
   GradientBuckets(Communicator& group, const Tensor& gradients, std::span<const std::int64_t> offsets,
                   const BucketOptions& options = {});
   // The parameters that begin in [first, last) are final on this rank, each once a step (Error{internal} on a second
