@@ -114,9 +114,12 @@ TEST_CASE("steps after the first allocate nothing") {
                  .config = layers(tiny_dense(), 8),
                  .training = training_with(BalanceScope::all_layers),
                  .sequence = 40,
-                 .microbatches = 5,
+                 .microbatches = 3,
                  .pipeline = schedule(name, chunks)};
-    c.config.intermediate_size = 4000;  // more than a block of an arena for each layer
+    // Every layer keeps more than a block of an arena.
+    c.config.hidden_size = c.config.head_size = 2;
+    c.config.heads = c.config.kv_heads = 1;
+    c.config.intermediate_size = 5000;
     Model model(c.config, groups, *ops, DType::f64, c.pipeline);
     prepare(model, c);
     run(model, c, groups, nullptr);
