@@ -180,6 +180,7 @@ Stream Model::layers_forward(Context& c, const Chunk& chunk, const Microbatch& b
       stream = {c.saved.tensor(compute_, delta.shape), {}};
       ops_.add(out.x, out.delta, stream.x);
     }
+    progress();
   }
   return stream;
 }

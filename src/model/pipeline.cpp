@@ -111,6 +111,14 @@ Model::TravellingGradient& Model::next_gradient() {
   return gradient;
 }
 
+void Model::progress() {
+  const auto test = [](const std::vector<std::unique_ptr<Request>>& sent) {
+    for (const auto& request : sent) request->test();
+  };
+  for (const auto& state : alive_) test(state->sent);
+  for (const TravellingGradient& gradient : travelling_) test(gradient.sent);
+}
+
 Context Model::context(Arena& saved, Recompute recompute) {
   scratch_.reset();
   recompute_.reset();
@@ -201,6 +209,7 @@ void Model::chunk_backward(Context& c, const Chunk& chunk, const Microbatch& bat
   for (std::int64_t layer = chunk.last; layer-- > chunk.first;) {
     layer_backward(c, static_cast<std::size_t>(layer), batch, training.router, state, g);
     report_ready(fmt::format("layers.{}.", layer), ready);
+    progress();
   }
   // 1. The embedding, or back to the stage before.
   if (chunk.begins) {

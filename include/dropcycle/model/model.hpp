@@ -154,6 +154,8 @@ class Model {
   Alive& find(std::int64_t microbatch, int chunk);
   void release(Alive& state);
   TravellingGradient& next_gradient();
+  // Lets what was sent make progress while this stage computes.
+  void progress();
   Context context(Arena& saved, Recompute recompute);
   // Values and, if not empty, shares to or from the next (+1) or the previous (-1) stage.
   std::vector<std::unique_ptr<Request>> send(const Tensor& values, std::vector<double>& shares, int direction) const;
