@@ -22,13 +22,17 @@ void prepare_folder(const fs::path& temporary) {
   if (code) fail(Status::storage, "{}: creating the folder failed: {}", temporary.string(), code.message());
 }
 
-void commit_folder(Manifest manifest, const fs::path& temporary, const fs::path& folder) {
+void write_manifest(Manifest manifest, const fs::path& folder) {
   manifest.info.versions["dropcycle"] = DROPCYCLE_VERSION;
   manifest.info.versions["hdf5"] = hdf5_version();
   manifest.info.versions["compiler"] = __VERSION__;
   const std::string text = to_text(manifest);
-  parse_manifest(text, temporary / kManifestName);  // what can't be read back isn't committed
-  write_file(temporary / kManifestName, text);
+  parse_manifest(text, folder / kManifestName);  // what can't be read back isn't committed
+  write_file(folder / kManifestName, text);
+}
+
+void commit_folder(Manifest manifest, const fs::path& temporary, const fs::path& folder) {
+  write_manifest(std::move(manifest), temporary);
   if (fs::exists(folder)) {  // the same step again, after going on from an earlier one
     const fs::path replaced = folder.string() + ".replaced.tmp";
     if (fs::exists(replaced)) file_system().remove_all(replaced);
@@ -40,6 +44,27 @@ void commit_folder(Manifest manifest, const fs::path& temporary, const fs::path&
   }
   file_system().rename(temporary, folder);
   file_system().sync_directory(folder.parent_path());
+}
+
+OutputFolder::OutputFolder(const fs::path& folder) : folder_(fs::absolute(folder).lexically_normal()) {
+  std::error_code code;
+  if (fs::exists(folder) && !fs::is_empty(folder, code)) {
+    fail(Status::usage, "{}: the output folder isn't empty: choose another one or remove it", folder.string());
+  }
+  if (folder_.filename().empty()) folder_ = folder_.parent_path();  // a trailing slash
+  temporary_ = temporary_folder(folder_);
+  prepare_folder(temporary_);
+}
+
+OutputFolder::~OutputFolder() {
+  if (!committed_) remove_quietly(temporary_);
+}
+
+void OutputFolder::commit() {
+  if (fs::exists(folder_)) fs::remove(folder_);  // an empty folder
+  file_system().rename(temporary_, folder_);
+  committed_ = true;
+  file_system().sync_directory(folder_.parent_path());
 }
 
 void remove_quietly(const fs::path& folder) {

@@ -9,6 +9,7 @@
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/file.hpp"
 #include "dropcycle/core/log.hpp"
+#include "huggingface_folder.hpp"
 #include "manifest.hpp"
 
 namespace dropcycle {
@@ -67,9 +68,11 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
 }
 
 fs::path find_checkpoint(const fs::path& path) {
-  if (fs::exists(path / kManifestName)) return path;
-  if (!fs::exists(path))
-    fail(Status::input, "{}: no such folder; expected a checkpoint or a run folder", path.string());
+  if (fs::exists(path / kManifestName) || is_huggingface(path)) return path;
+  if (!fs::exists(path)) {
+    fail(Status::input, "{}: no such folder; expected a checkpoint, a run folder or a Hugging Face folder",
+         path.string());
+  }
   const std::vector<fs::path> candidates = list_checkpoints(path);
   for (const fs::path& candidate : candidates) {
     try {

@@ -72,6 +72,13 @@ class Parser {
     return entry;
   }
 
+  AttachmentEntry tokenizer_file(const Json& json) const {
+    AttachmentEntry entry{json.at("name"), json.at("size_bytes"), json.at("digest")};
+    if (std::ranges::find(kTokenizerFiles, entry.name) == std::end(kTokenizerFiles))
+      complain("file name '{}' (expected a tokenizer's)", entry.name);
+    return entry;
+  }
+
   ParameterEntry parameter(const Json& json, const std::vector<FileEntry>& files) const {
     ParameterEntry entry{json.at("kind"), json.at("name"), DType::f32, shape(json.at("shape")), {}};
     try {
@@ -108,6 +115,7 @@ class Parser {
     result.seed = json.at("seed");
     result.tokenizer_digest = json.at("tokenizer_digest");
     result.origin = json.at("origin").dump();
+    result.huggingface = json.value("huggingface", Json::object()).dump();
     result.versions = json.at("versions").get<std::map<std::string, std::string>>();
     return result;
   }
@@ -140,6 +148,10 @@ std::string to_text(const Manifest& manifest) {
                           {"shape", to_json(parameter.shape)},
                           {"slices", std::move(slices)}});
   }
+  Json tokenizer_files = Json::array();
+  for (const AttachmentEntry& file : manifest.tokenizer_files) {
+    tokenizer_files.push_back({{"name", file.name}, {"size_bytes", file.size_bytes}, {"digest", file.digest}});
+  }
   const CheckpointInfo& info = manifest.info;
   const Json json = {{"format", kFormat},
                      {"format_version", kFormatVersion},
@@ -149,8 +161,10 @@ std::string to_text(const Manifest& manifest) {
                      {"tokenizer_digest", info.tokenizer_digest},
                      {"data_position", Json::parse(info.data_position)},
                      {"origin", Json::parse(info.origin)},
+                     {"huggingface", Json::parse(info.huggingface)},
                      {"model", info.model},
                      {"config", info.config},
+                     {"tokenizer_files", std::move(tokenizer_files)},
                      {"files", std::move(files)},
                      {"parameters", std::move(parameters)}};
   return seal(json.dump(1));
@@ -169,6 +183,9 @@ Manifest parse_manifest(const std::string& text, const std::filesystem::path& pa
     Manifest manifest;
     manifest.info = parser.info(json);
     for (const Json& file : json.at("files")) manifest.files.push_back(parser.file(file));
+    for (const Json& file : json.value("tokenizer_files", Json::array())) {
+      manifest.tokenizer_files.push_back(parser.tokenizer_file(file));
+    }
     for (const Json& parameter : json.at("parameters")) {
       manifest.parameters.push_back(parser.parameter(parameter, manifest.files));
       if (complete) parser.check_cover(manifest.parameters.back());

@@ -12,11 +12,16 @@ namespace dropcycle {
 
 inline constexpr int kFormatVersion = 1;
 inline constexpr const char* kManifestName = "manifest.json";
+inline constexpr const char* kTokenizerFolder = "tokenizer";  // of a checkpoint
+inline constexpr const char* kTokenizerFiles[] = {
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json",     "merges.txt",      "chat_template.jinja"};
 
 struct Manifest {
   CheckpointInfo info;
   std::vector<FileEntry> files;
   std::vector<ParameterEntry> parameters;
+  std::vector<AttachmentEntry> tokenizer_files;
 };
 
 // Sealed JSON (core/sealed.hpp).

@@ -2,14 +2,13 @@
 
 #include <utility>
 
-#include "dropcycle/core/digest.hpp"
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/file.hpp"
 
 namespace dropcycle {
 
 SliceFile::SliceFile(std::filesystem::path path, const std::vector<SliceSpec>& slices, const FilePlan& plan)
-    : path_(std::move(path)), slices_(slices), plan_(plan), digests_(slices.size()) {
+    : path_(std::move(path)), slices_(slices), plan_(plan), progress_(slices.size()) {
   descriptor_ = file_system().create(path_);
   try {
     file_system().truncate(descriptor_, plan_.size_bytes, path_);
@@ -38,9 +37,21 @@ void SliceFile::discard() {
 }
 
 void SliceFile::write(std::size_t index, const void* data) {
-  const auto size = static_cast<std::size_t>(slices_[index].size_bytes());
-  digests_[index] = digest(data, size);
-  file_system().write(descriptor_, data, size, plan_.offsets[index], path_);
+  append(index, data, static_cast<std::size_t>(slices_[index].size_bytes()));
+}
+
+void SliceFile::append(std::size_t index, const void* data, std::size_t size) {
+  Progress& progress = progress_[index];
+  const auto all = static_cast<std::size_t>(slices_[index].size_bytes());
+  require(size <= all - progress.bytes, "{}: more data for {} than its shape holds", path_.string(),
+          plan_.datasets[index]);
+  if (!progress.digester) progress.digester.emplace();
+  progress.digester->update(data, size);
+  file_system().write(descriptor_, data, size, plan_.offsets[index] + progress.bytes, path_);
+  progress.bytes += size;
+  if (progress.bytes < all) return;
+  progress.digest = progress.digester->finish();
+  progress.digester.reset();
 }
 
 Manifest SliceFile::finish() {
@@ -52,12 +63,13 @@ Manifest SliceFile::finish() {
   part.files.push_back({path_.filename().string(), plan_.size_bytes, structure.finish()});
   for (std::size_t i = 0; i < slices_.size(); ++i) {
     const SliceSpec& slice = slices_[i];
-    require(!digests_[i].empty(), "{}: {} was never written", path_.string(), plan_.datasets[i]);
+    const std::string& digest = progress_[i].digest;
+    require(!digest.empty(), "{}: {} was never written", path_.string(), plan_.datasets[i]);
     part.parameters.push_back({slice.kind,
                                slice.name,
                                slice.dtype,
                                slice.global_shape,
-                               {{0, slice.offset, slice.shape, plan_.datasets[i], plan_.offsets[i], digests_[i]}}});
+                               {{0, slice.offset, slice.shape, plan_.datasets[i], plan_.offsets[i], digest}}});
   }
   finished_ = true;
   return part;

@@ -3,9 +3,11 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "dropcycle/core/digest.hpp"
 #include "hdf5_plan.hpp"
 #include "manifest.hpp"
 
@@ -19,7 +21,10 @@ class SliceFile {
   ~SliceFile();
   SliceFile(const SliceFile&) = delete;
   SliceFile& operator=(const SliceFile&) = delete;
+  // All of a slice's data.
   void write(std::size_t index, const void* data);
+  // Its next `size` bytes.
+  void append(std::size_t index, const void* data, std::size_t size);
   // Syncs and closes. The manifest of this file alone.
   Manifest finish();
 
@@ -29,7 +34,12 @@ class SliceFile {
   std::filesystem::path path_;
   const std::vector<SliceSpec>& slices_;
   const FilePlan& plan_;
-  std::vector<std::string> digests_;
+  struct Progress {
+    std::size_t bytes = 0;  // written so far
+    std::optional<Digester> digester;
+    std::string digest;  // of the whole, once it is there
+  };
+  std::vector<Progress> progress_;
   int descriptor_ = -1;
   bool finished_ = false;
 };

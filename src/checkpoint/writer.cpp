@@ -9,7 +9,9 @@
 #include <utility>
 
 #include "commit.hpp"
+#include "dropcycle/core/digest.hpp"
 #include "dropcycle/core/error.hpp"
+#include "dropcycle/core/file.hpp"
 #include "dropcycle/core/log.hpp"
 #include "dropcycle/core/threads.hpp"
 #include "slice_file.hpp"
@@ -38,45 +40,48 @@ bool same_layout(const std::vector<SliceSpec>& a, const std::vector<SliceSpec>& 
 // --- CheckpointStream ---
 
 struct CheckpointStream::State {
-  fs::path folder, temporary;
+  explicit State(const fs::path& path) : folder(path) {}
+  OutputFolder folder;
   std::vector<SliceSpec> slices;
   FilePlan plan;
   std::unique_ptr<SliceFile> file;
-  bool prepared = false;  // the temporary folder is ours to remove
-
-  ~State() {
-    file.reset();
-    if (prepared) remove_quietly(temporary);
-  }
+  std::vector<AttachmentEntry> tokenizer_files;
 };
 
 CheckpointStream::CheckpointStream(const fs::path& folder, std::vector<SliceSpec> slices)
-    : state_(std::make_unique<State>()) {
-  std::error_code code;
-  if (fs::exists(folder) && !fs::is_empty(folder, code)) {
-    fail(Status::usage, "{}: the output folder isn't empty: choose another one or remove it", folder.string());
-  }
-  fs::path target = fs::absolute(folder).lexically_normal();
-  if (target.filename().empty()) target = target.parent_path();  // a trailing slash
-  state_->folder = target;
-  state_->temporary = temporary_folder(target);
+    : state_(std::make_unique<State>(folder)) {
   state_->slices = std::move(slices);
   state_->plan = plan_hdf5(state_->slices);
-  prepare_folder(state_->temporary);
-  state_->prepared = true;
-  state_->file = std::make_unique<SliceFile>(state_->temporary / rank_file_name(0), state_->slices, state_->plan);
+  const fs::path path = state_->folder.temporary() / rank_file_name(0);
+  state_->file = std::make_unique<SliceFile>(path, state_->slices, state_->plan);
 }
 
 CheckpointStream::~CheckpointStream() = default;
 
 void CheckpointStream::write(std::size_t index, const void* data) { state_->file->write(index, data); }
 
+void CheckpointStream::append(std::size_t index, const void* data, std::size_t size) {
+  state_->file->append(index, data, size);
+}
+
+void CheckpointStream::add_tokenizer(const std::function<void(const fs::path&)>& write) {
+  const fs::path folder = state_->folder.temporary() / kTokenizerFolder;
+  prepare_folder(folder);
+  write(folder);
+  for (const char* name : kTokenizerFiles) {
+    if (!fs::exists(folder / name)) continue;
+    const std::string content = read_file(folder / name);
+    state_->tokenizer_files.push_back({name, content.size(), digest(content)});
+  }
+  if (state_->tokenizer_files.empty()) file_system().remove_all(folder);
+}
+
 void CheckpointStream::commit(const CheckpointInfo& info) {
   Manifest manifest = merge(std::vector<Manifest>{state_->file->finish()});
+  manifest.tokenizer_files = state_->tokenizer_files;
   manifest.info = info;
-  if (fs::exists(state_->folder)) fs::remove(state_->folder);  // an empty folder
-  commit_folder(std::move(manifest), state_->temporary, state_->folder);
-  state_->prepared = false;
+  write_manifest(std::move(manifest), state_->folder.temporary());
+  state_->folder.commit();
 }
 
 // --- CheckpointWriter ---

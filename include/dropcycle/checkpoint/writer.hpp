@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -45,6 +46,10 @@ class CheckpointStream {
   CheckpointStream& operator=(const CheckpointStream&) = delete;
   // The data of slices[index], once each.
   void write(std::size_t index, const void* data);
+  // The next `size` bytes of the data of slices[index].
+  void append(std::size_t index, const void* data, std::size_t size);
+  // The files that write(folder) puts into a folder go along as the model's tokenizer; at most once.
+  void add_tokenizer(const std::function<void(const std::filesystem::path&)>& write);
   // Writes the manifest and gives the folder its name. Throws Error{internal} if a slice has no data.
   void commit(const CheckpointInfo& info);
 
