@@ -59,7 +59,9 @@ Status evaluate(const EvalOptions& options, const Runtime& runtime) {
 void add_eval(CLI::App& app) {
   auto options = std::make_shared<EvalOptions>();
   CLI::App* verb = app.add_subcommand("eval", "Held-out loss and perplexity of a dense or MoE checkpoint");
-  verb->add_option("CHECKPOINT", options->checkpoint, "A checkpoint, or a run folder (its newest one)")->required();
+  verb->add_option("CHECKPOINT", options->checkpoint,
+                   "A checkpoint, a run folder (its newest one) or a Hugging Face folder")
+      ->required();
   verb->add_option("--valid", options->sources, "Held-out text; repeatable (default: the run's data.valid)")
       ->type_name("NAME=SHARDS")
       ->allow_extra_args(false);

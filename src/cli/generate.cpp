@@ -22,12 +22,13 @@ struct SpeakOptions {
 Status speak(SpeakOptions options, const Runtime& runtime) {
   Config config = config_of(options.checkpoint, options.overrides);
   resolve(config);
+  Checkpoint checkpoint = Checkpoint::open(find_checkpoint(options.checkpoint));
+  if (!checkpoint.tokenizer_folder().empty()) config.data.tokenizer = checkpoint.tokenizer_folder().string();
   if (!options.tokenizer.empty()) config.data.tokenizer = options.tokenizer;
   if (config.data.tokenizer.empty()) {
     fail(Status::usage, "{}: its tokenizer is unknown: add --tokenizer FILE", options.checkpoint);
   }
   const Tokenizer tokenizer(config.data.tokenizer);
-  Checkpoint checkpoint = Checkpoint::open(find_checkpoint(options.checkpoint));
   const std::string& expected = checkpoint.info().tokenizer_digest;
   if (!expected.empty() && expected != tokenizer.digest()) {
     fail(Status::input, "{}: digest {} isn't the one that the model was trained with ({}): give that tokenizer",
@@ -48,7 +49,9 @@ Status speak(SpeakOptions options, const Runtime& runtime) {
 void add_generate(CLI::App& app) {
   auto options = std::make_shared<SpeakOptions>();
   CLI::App* verb = app.add_subcommand("generate", "Go on with a prompt, greedily or sampled");
-  verb->add_option("CHECKPOINT", options->checkpoint, "A checkpoint, or a run folder (its newest one)")->required();
+  verb->add_option("CHECKPOINT", options->checkpoint,
+                   "A checkpoint, a run folder (its newest one) or a Hugging Face folder")
+      ->required();
   verb->add_option("--prompt", options->prompt, "Text to go on with");
   verb->add_option("--tokenizer", options->tokenizer, "Tokenizer: file or folder (default: the run's)");
   verb->add_option("--tokens", options->generate.tokens, "At most so many new tokens")->capture_default_str();

@@ -63,7 +63,7 @@ void print_tensors(const Checkpoint& checkpoint) {
 }
 
 void inspect_checkpoint(const InspectOptions& options) {
-  const Checkpoint checkpoint = Checkpoint::open(find_checkpoint(options.path));
+  Checkpoint checkpoint = Checkpoint::open(find_checkpoint(options.path));
   const CheckpointInfo& info = checkpoint.info();
   const ModelConfig model = parse_model(info.model);
   const ParameterCount count = count_parameters(model);
@@ -75,9 +75,10 @@ void inspect_checkpoint(const InspectOptions& options) {
   print_kinds(checkpoint);
   print_field("files", fmt::format("{}, {:.1f} MB of data", checkpoint.files().size(),
                                    static_cast<double>(checkpoint.data_bytes()) / 1e6));
-  print_field("weights' digest", checkpoint.digest("weight"));
+  print_field("weights' digest", checkpoint.digests_known() ? checkpoint.digest("weight") : "verify computes it");
   print_field("tokenizer", info.tokenizer_digest);
   print_field("origin", info.origin == "{}" ? "" : info.origin);
+  print_field("Hugging Face", info.huggingface == "{}" ? "" : info.huggingface);
   print_field("data position", info.data_position == "{}" ? "" : info.data_position);
   for (const auto& [program, version] : info.versions) print_field(program, version);
   std::printf("\n%s", (info.config.empty() ? info.model : info.config).c_str());
@@ -89,7 +90,8 @@ void inspect_checkpoint(const InspectOptions& options) {
 void add_inspect(CLI::App& app) {
   auto options = std::make_shared<InspectOptions>();
   CLI::App* verb = app.add_subcommand("inspect", "Show what a token shard or a checkpoint holds");
-  verb->add_option("PATH", options->path, "A token shard, a checkpoint, or a run folder (its newest checkpoint)")
+  verb->add_option("PATH", options->path,
+                   "A token shard, a checkpoint, a run folder (its newest checkpoint) or a Hugging Face folder")
       ->required();
   verb->add_option("--tokenizer", options->tokenizer, "Shard: show documents as text by this tokenizer");
   verb->add_option("--documents", options->documents, "Shard: how many documents to show")->capture_default_str();

@@ -83,7 +83,9 @@ int run(int argc, char** argv) {
   add_preprocess(app);
   add_inspect(app);
   add_verify(app);
+  add_import(app);
   add_upcycle(app);
+  add_export(app);
   add_compare(app);
   add_config(app);
   add_train(app);

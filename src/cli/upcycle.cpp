@@ -13,6 +13,7 @@
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/file.hpp"
 #include "dropcycle/core/progress.hpp"
+#include "dropcycle/data/tokenizer.hpp"
 #include "dropcycle/eval/load_model.hpp"
 #include "dropcycle/train/validation.hpp"
 #include "verbs.hpp"
@@ -39,11 +40,17 @@ Receipt plan(const UpcycleVerbOptions& options, const Checkpoint& dense) {
   receipt.init = options.init;
   receipt.init.from = dense.folder().string();
   receipt.dtype = parse_dtype(options.dtype);
-  receipt.parent_digest = options.init.method == "scratch" ? "" : dense.digest("weight");
   receipt.parent_step = dense.info().step;
   check_fits(receipt.dense, receipt.moe);
   dropped_neurons(receipt.init.ratio, receipt.moe.intermediate_size);
   return receipt;
+}
+
+// The parent's tokenizer goes along, or that of the run that the parent belongs to.
+void keep_tokenizer(const Checkpoint& dense, const std::filesystem::path& folder) {
+  if (!dense.tokenizer_folder().empty()) return dense.copy_tokenizer(folder);
+  const std::string path = config_of(dense.folder(), {}).data.tokenizer;
+  if (std::filesystem::exists(path)) copy_tokenizer(Tokenizer(path), folder);
 }
 
 // Writes the checkpoint; the number of bytes.
@@ -64,11 +71,15 @@ std::uint64_t write_checkpoint(Receipt& receipt, Checkpoint& dense, const std::f
     done += static_cast<std::uint64_t>(tensor.bytes());
     progress.show_bytes("upcycling", done, all);
   });
+  // After the conversion, which has read what the digest of a Hugging Face folder needs.
+  if (receipt.init.method != "scratch") receipt.parent_digest = dense.digest("weight");
+  stream.add_tokenizer([&](const std::filesystem::path& folder) { keep_tokenizer(dense, folder); });
   CheckpointInfo info;
   info.model = to_toml(receipt.moe);
   info.seed = receipt.init.seed;
   info.tokenizer_digest = dense.info().tokenizer_digest;
   info.origin = origin_json(receipt);
+  info.huggingface = dense.info().huggingface;
   stream.commit(info);
   return all;
 }
@@ -154,7 +165,9 @@ void add_upcycle(CLI::App& app) {
   auto options = std::make_shared<UpcycleVerbOptions>();
   CLI::App* verb = app.add_subcommand("upcycle", "Turn a dense checkpoint into a mixture of experts");
   InitConfig& init = options->init;
-  verb->add_option("DENSE", options->dense, "A dense checkpoint, or a run folder (its newest one)")->required();
+  verb->add_option("DENSE", options->dense,
+                   "A dense checkpoint, a run folder (its newest one) or a Hugging Face folder")
+      ->required();
   verb->add_option("--output", options->output, "Folder of the new checkpoint; must not hold anything")->required();
   verb->add_option("--method", init.method, "drop (Drop-Upcycling), naive (copies), noise (copies + noise) or scratch")
       ->check(CLI::IsMember({"drop", "naive", "noise", "scratch"}))
@@ -184,7 +197,9 @@ void add_upcycle(CLI::App& app) {
   verb->footer(
       "\nExamples:\n"
       "  dropcycle upcycle runs/dense --output models/drop --ratio 0.5 --experts 8 --validation 'shards/*/valid*.h5'\n"
-      "  dropcycle verify models/drop --parent runs/dense");
+      "  dropcycle verify models/drop --parent runs/dense\n"
+      "  dropcycle upcycle SmolLM2-135M --output models/smol8 --dtype bf16"
+      "    # a Hugging Face folder");
   verb->callback([options] { with_runtime([&](const Runtime& runtime) { return upcycle(*options, runtime); }); });
 }
 

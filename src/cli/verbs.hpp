@@ -18,6 +18,8 @@ Status& verb_status();
 
 void add_compare(CLI::App& app);
 void add_config(CLI::App& app);
+void add_export(CLI::App& app);
+void add_import(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_preprocess(CLI::App& app);
 void add_tokenizer(CLI::App& app);

@@ -35,9 +35,10 @@ void verify_digests(Checkpoint& checkpoint) {
   Progress progress;
   checkpoint.verify([&](std::uint64_t done, std::uint64_t all) { progress.show_bytes("verifying", done, all); });
   const auto bytes = static_cast<double>(checkpoint.data_bytes());
-  say(fmt::format("{}: whole: {} tensors in {} files, step {}, {:.3f} GB, {:.2f} GB/s", checkpoint.folder().string(),
-                  checkpoint.parameters().size(), checkpoint.files().size(), checkpoint.info().step, bytes * 1e-9,
-                  bytes * 1e-9 / progress.seconds()));
+  const std::string digest = checkpoint.digest("weight");
+  say(fmt::format("{}: whole: {} tensors in {} files, step {}, {:.3f} GB, {:.2f} GB/s; digest {}",
+                  checkpoint.folder().string(), checkpoint.parameters().size(), checkpoint.files().size(),
+                  checkpoint.info().step, bytes * 1e-9, bytes * 1e-9 / progress.seconds(), digest));
 }
 
 std::string to_string(const DroppedBlock& block) {
@@ -97,13 +98,24 @@ void verify_conversion(Checkpoint& checkpoint, const Receipt& receipt, const std
                   specs.size(), parent == nullptr ? "" : " from its parent"));
 }
 
+// Fails unless both hold the same weights in the same types: an import and its source do.
+void compare_weights(Checkpoint& checkpoint, const std::string& parent_path) {
+  Checkpoint parent = Checkpoint::open(find_checkpoint(parent_path));
+  const std::string digest = checkpoint.digest("weight"), its_digest = parent.digest("weight");
+  if (digest != its_digest) {
+    fail(Status::input, "{}: has no receipt.json, and its weights (digest {}) aren't those of {} ({})",
+         checkpoint.folder().string(), digest, parent_path, its_digest);
+  }
+  say(fmt::format("{}: holds the weights of {}, bit for bit", checkpoint.folder().string(), parent_path));
+}
+
 void verify_checkpoint(const fs::path& path, const std::string& parent_path) {
   Checkpoint checkpoint = Checkpoint::open(find_checkpoint(path));
   verify_digests(checkpoint);
   const fs::path receipt_path = checkpoint.folder() / "receipt.json";
   if (!fs::exists(receipt_path)) {
-    if (parent_path.empty()) return;
-    fail(Status::input, "{}: no such file, so there is no claim to check against a parent", receipt_path.string());
+    if (!parent_path.empty()) compare_weights(checkpoint, parent_path);
+    return;
   }
   const std::string text = read_file(receipt_path);
   const Receipt receipt = parse_receipt(text, receipt_path);
@@ -131,9 +143,11 @@ void add_verify(CLI::App& app) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* verb = app.add_subcommand("verify", "Check every digest of a checkpoint or a token shard");
-  verb->add_option("PATH", options->path, "A checkpoint, a run folder (its newest checkpoint) or a token shard")
+  verb->add_option("PATH", options->path,
+                   "A checkpoint, a run folder (its newest checkpoint), a Hugging Face folder or a token shard")
       ->required();
-  verb->add_option("--parent", options->parent, "The dense checkpoint that an upcycled one says it was made from");
+  verb->add_option("--parent", options->parent,
+                   "The dense checkpoint or Hugging Face folder that this one says it was made from");
   verb->footer(
       "\nExamples:\n"
       "  dropcycle verify runs/drop/step_00000400\n"

@@ -1,9 +1,27 @@
 #include "run_state.hpp"
 
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <utility>
+
 #include "dropcycle/core/log.hpp"
+#include "dropcycle/data/tokenizer.hpp"
 #include "dropcycle/upcycle/upcycle.hpp"
 
 namespace dropcycle {
+
+namespace {
+
+// "it has `heads = 4`, but the configuration `heads = 8`", of the first key that differs.
+std::string first_difference(const ModelConfig& theirs, const ModelConfig& ours) {
+  std::istringstream left(to_toml(theirs)), right(to_toml(ours));
+  std::string line, our_line;
+  while (std::getline(left, line) && std::getline(right, our_line) && line == our_line) {
+  }
+  return fmt::format("it has `{}`, but the configuration `{}`", line, our_line);
+}
+
+}  // namespace
 
 RankGroup rank_group(const Groups& groups) {
   Communicator& world = groups.world();
@@ -21,14 +39,30 @@ std::vector<StateTensors> state_tensors(const Model& model, const AdamW& optimiz
           {"v", parts([&](GradientGroup group) { return optimizer.second_moment(group); })}};
 }
 
-CheckpointInfo checkpoint_info(const Config& config, std::int64_t step, const DataState& data,
-                               const std::string& tokenizer_digest) {
+TextFacts text_facts(const Config& config) {
+  nlohmann::ordered_json about = {{"max_position_embeddings", config.data.sequence_length}};
+  TextFacts facts;
+  if (!config.data.tokenizer.empty()) {
+    const Tokenizer tokenizer(config.data.tokenizer);
+    facts.tokenizer_digest = tokenizer.digest();
+    for (const auto& [key, id] : {std::pair("bos_token_id", tokenizer.bos_id()),
+                                  {"eos_token_id", tokenizer.eos_id()},
+                                  {"pad_token_id", tokenizer.pad_id()}}) {
+      about[key] = id < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(id);
+    }
+  }
+  facts.huggingface = nlohmann::ordered_json{{"config", std::move(about)}}.dump();
+  return facts;
+}
+
+CheckpointInfo checkpoint_info(const Config& config, std::int64_t step, const DataState& data, const TextFacts& text) {
   return {.step = step,
           .model = to_toml(config.model),
           .config = to_toml(config),
           .data_position = data.to_json(),
           .seed = config.train.seed,
-          .tokenizer_digest = tokenizer_digest};
+          .tokenizer_digest = text.tokenizer_digest,
+          .huggingface = text.huggingface};
 }
 
 RunPosition resume_run(const Config& config, Model& model, const AdamW& optimizer, const Groups& groups) {
@@ -43,6 +77,7 @@ RunPosition resume_run(const Config& config, Model& model, const AdamW& optimize
       for (const ShardedTensor& part : kind.tensors) checkpoint.read(kind.kind, part);
     }
     position.step = checkpoint.info().step;
+    position.huggingface = checkpoint.info().huggingface;
     position.data = DataState::from_json(checkpoint.info().data_position);
   });
   if (!folder) return {};
@@ -51,7 +86,8 @@ RunPosition resume_run(const Config& config, Model& model, const AdamW& optimize
   return position;
 }
 
-void initialise(Model& model, const Config& config) {
+std::string initialise(Model& model, const Config& config) {
+  std::string huggingface = "{}";
   ParameterStore& store = model.parameters();
   const auto parts = store.sharded_gradients();  // there is room for every parameter's whole part
   if (config.init.method == "scratch") {
@@ -59,10 +95,12 @@ void initialise(Model& model, const Config& config) {
   } else {
     Checkpoint parent = Checkpoint::open(find_checkpoint(config.init.from));
     const ModelConfig parent_model = parse_model(parent.info().model);
+    huggingface = parent.info().huggingface;
     const auto read = [&](const ShardedTensor& part) { parent.read("weight", part); };
     if (config.init.method == "checkpoint") {
       if (parent_model != config.model) {
-        fail(Status::usage, "init.from = {}: holds another model than the configuration's [model]", config.init.from);
+        fail(Status::usage, "init.from = {}: {}: take the [model] that `dropcycle inspect` shows of it",
+             config.init.from, first_difference(parent_model, config.model));
       }
       for (const ShardedTensor& part : parts) read(part);
     } else {
@@ -75,6 +113,7 @@ void initialise(Model& model, const Config& config) {
     }
   }
   store.take_weights_from_gradients(model.ops());
+  return huggingface;
 }
 
 }  // namespace dropcycle

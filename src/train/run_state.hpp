@@ -12,19 +12,26 @@ namespace dropcycle {
 
 struct RunPosition {
   std::int64_t step = 0;
-  std::string from;               // the checkpoint's folder; empty for a fresh run
-  std::optional<DataState> data;  // none for a fresh run
+  std::string from;                // the checkpoint's folder; empty for a fresh run
+  std::optional<DataState> data;   // none for a fresh run
+  std::string huggingface = "{}";  // CheckpointInfo::huggingface of the model that the run began with
 };
 
 RankGroup rank_group(const Groups& groups);
 // Weights and both moments, each replica written once.
 std::vector<StateTensors> state_tensors(const Model& model, const AdamW& optimizer, const Groups& groups);
-CheckpointInfo checkpoint_info(const Config& config, std::int64_t step, const DataState& data,
-                               const std::string& tokenizer_digest);
+// What checkpoints say of the run's text: data.tokenizer's digest, and what an export needs to know of a model that
+// didn't come from transformers (CheckpointInfo::huggingface).
+struct TextFacts {
+  std::string tokenizer_digest, huggingface;
+};
+TextFacts text_facts(const Config& config);
+CheckpointInfo checkpoint_info(const Config& config, std::int64_t step, const DataState& data, const TextFacts& text);
 // Loads the newest whole checkpoint of config.train.output into model and optimizer; a fresh position if there is none.
 // Throws Error{usage} if it belongs to another model.
 RunPosition resume_run(const Config& config, Model& model, const AdamW& optimizer, const Groups& groups);
-// Fills fresh weights as config.init says. Collective only in reading the same files.
-void initialise(Model& model, const Config& config);
+// Fills fresh weights as config.init says; CheckpointInfo::huggingface of the model that they came from, "{}" if none.
+// Collective only in reading the same files.
+std::string initialise(Model& model, const Config& config);
 
 }  // namespace dropcycle

@@ -7,7 +7,6 @@
 
 #include "dropcycle/core/file.hpp"
 #include "dropcycle/core/log.hpp"
-#include "dropcycle/data/tokenizer.hpp"
 #include "dropcycle/model/cost.hpp"
 #include "dropcycle/train/machine.hpp"
 #include "dropcycle/train/metrics.hpp"
@@ -22,10 +21,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-std::string tokenizer_digest(const Config& config) {
-  return config.data.tokenizer.empty() ? "" : Tokenizer(config.data.tokenizer).digest();
-}
 
 // Throws Error{usage} if the run folder holds anything and the run isn't to be resumed.
 void check_output(const Config& config, Resume resume) {
@@ -58,7 +53,7 @@ class Run {
 
   const Config& config_;
   Machine machine_;
-  std::string tokenizer_digest_;
+  TextFacts text_;
   Model model_;
   AdamW optimizer_;
   RunPosition position_;
@@ -78,8 +73,9 @@ RunPosition start_position(const Config& config, Model& model, const AdamW& opti
     RunPosition position = resume_run(config, model, optimizer, groups);
     if (!position.from.empty()) return position;
   }
-  initialise(model, config);
-  return {};
+  RunPosition position;
+  position.huggingface = initialise(model, config);
+  return position;
 }
 
 Machine checked_machine(const Config& config, const Runtime& runtime, Resume resume) {
@@ -93,13 +89,14 @@ Machine checked_machine(const Config& config, const Runtime& runtime, Resume res
 Run::Run(const Config& config, const Runtime& runtime, Resume resume)
     : config_(config),
       machine_(checked_machine(config, runtime, resume)),
-      tokenizer_digest_(tokenizer_digest(config)),
+      text_(text_facts(config)),
       model_(config.model, machine_.groups, *machine_.ops, machine_.compute, machine_.pipeline,
              {.optimizer = config.parallel.shard_optimizer, .bucket_bytes = config.parallel.bucket_bytes}),
       optimizer_(model_, machine_.groups, config.optimizer),
       position_(start_position(config, model_, optimizer_, machine_.groups, resume)),
-      dataset_(config.data, config.model.vocab_size, tokenizer_digest_, position_.data ? &*position_.data : nullptr),
-      validation_(config, machine_.groups, tokenizer_digest_),
+      dataset_(config.data, config.model.vocab_size, text_.tokenizer_digest,
+               position_.data ? &*position_.data : nullptr),
+      validation_(config, machine_.groups, text_.tokenizer_digest),
       step_(model_, optimizer_, machine_.groups, config),
       loader_(dataset_, {.first_sample = dataset_.first_sample(),
                          .global_batch = config.train.global_batch,
@@ -108,6 +105,7 @@ Run::Run(const Config& config, const Runtime& runtime, Resume resume)
                          .data_ranks = machine_.groups[GroupKind::dp].size()}),
       checkpoints_(config.train.output, config.checkpoint, rank_group(machine_.groups)),
       product_speed_(measure_product_speed(machine_)) {
+  if (position_.huggingface != "{}") text_.huggingface = position_.huggingface;
   if (is_root()) {
     std::filesystem::create_directories(config.train.output);
     write_file(std::filesystem::path(config.train.output) / "config.toml", to_toml(config));
@@ -166,7 +164,7 @@ void Run::save(std::int64_t step) {
       dataset_.first_sample() + static_cast<std::uint64_t>((step - position_.step) * config_.train.global_batch);
   const auto state = state_tensors(model_, optimizer_, machine_.groups);
   SaveResult previous;
-  checkpoints_.start(checkpoint_info(config_, step, dataset_.state(samples), tokenizer_digest_), state, &previous);
+  checkpoints_.start(checkpoint_info(config_, step, dataset_.state(samples), text_), state, &previous);
   report(previous);
 }
 

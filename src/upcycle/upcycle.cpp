@@ -126,6 +126,13 @@ void check_fits(const ModelConfig& dense, const ModelConfig& moe) {
   check("kv_heads", dense.kv_heads, moe.kv_heads);
   check("head_size", dense.head_size, moe.head_size);
   check("tie_embeddings", dense.tie_embeddings, moe.tie_embeddings);
+  check("norm_epsilon", dense.norm_epsilon, moe.norm_epsilon);
+  check("rope_theta", dense.rope_theta, moe.rope_theta);
+  check("rope_scaling", dense.rope_scaling, moe.rope_scaling);
+  check("rope_factor", dense.rope_factor, moe.rope_factor);
+  check("rope_low_frequency_factor", dense.rope_low_frequency_factor, moe.rope_low_frequency_factor);
+  check("rope_high_frequency_factor", dense.rope_high_frequency_factor, moe.rope_high_frequency_factor);
+  check("rope_original_positions", dense.rope_original_positions, moe.rope_original_positions);
 }
 
 struct Upcycler::State {
