@@ -36,6 +36,23 @@ Groups Groups::single() {
   return Groups(std::move(state));
 }
 
+Groups Groups::planned(const Topology& topology, int rank) {
+  auto state = std::make_unique<State>(State{topology, topology.coordinates(rank), {}});
+  for (const GroupKind kind : kGroupKinds) {
+    const std::vector<int> members = topology.members(kind, rank);
+    const auto place = std::ranges::find(members, rank) - members.begin();
+    state->communicators[static_cast<std::size_t>(kind)] =
+        planned_communicator(name(kind), static_cast<int>(place), static_cast<int>(members.size()));
+  }
+  return Groups(std::move(state));
+}
+
+PerGroupKind<Traffic> Groups::traffic() const {
+  PerGroupKind<Traffic> all;
+  for (const GroupKind kind : kGroupKinds) all[kind] = (*this)[kind].traffic();
+  return all;
+}
+
 Groups Groups::over_mpi(const Topology& topology) {
   int rank = 0, size = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);

@@ -13,6 +13,23 @@ Tensor slice(const Tensor& flat, std::int64_t first, const Shape& shape) {
   return flat.rows(first, shape.elements()).reshaped(shape);
 }
 
+// Where each parameter lies, in the order of `specs`, and how far each group's array goes.
+struct FlatLayout {
+  explicit FlatLayout(const std::vector<ParameterSpec>& specs) {
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+      const ParameterSpec& spec = specs[i];
+      require(spec.full_precision() == (spec.group == GradientGroup::replicated), "gradient group of {}", spec.name);
+      std::int64_t& end = elements[spec.group];
+      const bool continues = i > 0 && !spec.block.empty() && specs[i - 1].block == spec.block;
+      if (!continues) end = (end + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
+      ranges.push_back({spec.group, end, end + spec.local_shape().elements()});
+      end = ranges.back().last;
+    }
+  }
+  std::vector<FlatRange> ranges;
+  PerGroup<std::int64_t> elements;
+};
+
 // Elements [first, last) of a vector or of a matrix in row-major order as rectangles: call(first element, offset,
 // shape) for what is left of a begun row, the whole rows, and the beginning of the last one.
 template <class F>
@@ -43,21 +60,19 @@ void for_each_rectangle(const Shape& shape, std::int64_t first, std::int64_t las
 ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, DType compute, const PerGroup<Replica>& replicas,
                                const ShardOptions& shards)
     : specs_(std::move(specs)), compute_(compute), shards_(shards) {
-  lay_out();
-  for (const GradientGroup group : kGradientGroups) allocate(group, replicas[group]);
+  FlatLayout layout(specs_);
+  ranges_ = std::move(layout.ranges);
+  for (std::size_t i = 0; i < specs_.size(); ++i) {
+    require(by_name_.emplace(specs_[i].name, i).second, "parameter {} is declared twice", specs_[i].name);
+  }
+  for (const GradientGroup group : kGradientGroups) {
+    flats_[group].elements = layout.elements[group];
+    allocate(group, replicas[group]);
+  }
 }
 
-void ParameterStore::lay_out() {
-  for (std::size_t i = 0; i < specs_.size(); ++i) {
-    const ParameterSpec& spec = specs_[i];
-    require(spec.full_precision() == (spec.group == GradientGroup::replicated), "gradient group of {}", spec.name);
-    std::int64_t& end = flats_[spec.group].elements;
-    const bool continues = i > 0 && !spec.block.empty() && specs_[i - 1].block == spec.block;
-    if (!continues) end = (end + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
-    ranges_.push_back({spec.group, end, end + spec.local_shape().elements()});
-    end = ranges_.back().last;
-    require(by_name_.emplace(spec.name, i).second, "parameter {} is declared twice", spec.name);
-  }
+PerGroup<std::int64_t> ParameterStore::elements_of(const std::vector<ParameterSpec>& specs) {
+  return FlatLayout(specs).elements;
 }
 
 void ParameterStore::allocate(GradientGroup group, const Replica& replica) {

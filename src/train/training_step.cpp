@@ -89,6 +89,7 @@ StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microb
                              const std::function<std::string(std::uint64_t)>& describe) {
   const bool reset = config_.data.reset_at_document_end;
   ParameterStore& store = model_.parameters();
+  const PerGroupKind<Traffic> sent_before = groups_.traffic();
   // 1. Predicted tokens of the global batch.
   double tokens = 0;
   for (const Batch& batch : microbatches) {
@@ -115,6 +116,8 @@ StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microb
   // 4. Update.
   optimizer_.update(step, result.learning_rate, optimizer_.clip_factor(result.gradient_norm));
   if (!config_.parallel.overlap_weights) model_.wait_for_weights({});
+  result.traffic = groups_.traffic();
+  for (const GroupKind kind : kGroupKinds) result.traffic[kind] -= sent_before[kind];
   return result;
 }
 

@@ -45,6 +45,9 @@ class ParameterStore {
   ParameterStore(std::vector<ParameterSpec> specs, DType compute, const PerGroup<Replica>& replicas = {},
                  const ShardOptions& shards = {});
 
+  // Elements of the flat arrays that `specs` take.
+  static PerGroup<std::int64_t> elements_of(const std::vector<ParameterSpec>& specs);
+
   DType compute() const { return compute_; }
   const ShardOptions& shards() const { return shards_; }
   const std::vector<ParameterSpec>& specs() const { return specs_; }
@@ -99,7 +102,6 @@ class ParameterStore {
     std::vector<Piece> buckets;
     std::vector<KeptRange> owned, kept;
   };
-  void lay_out();
   void allocate(GradientGroup group, const Replica& replica);
   const ParameterSpec& block_start(const std::string& first_name, const Shape& shape, FlatRange& range) const;
   // part(group, kept range, first, last) of every stretch of a parameter that is kept.

@@ -103,6 +103,8 @@ class Communicator {
 // A group of one: sums are the value itself, gathers and exchanges are copies (none where x and out are the same
 // memory).
 std::unique_ptr<Communicator> local_communicator(std::string_view group);
+// See Groups::planned.
+std::unique_ptr<Communicator> planned_communicator(std::string_view group, int rank, int size);
 
 // Throws Error{peer} on every rank unless all ranks give the same text: names the first rank that differs from rank 0,
 // its first differing line and both versions of it. `label` says what the text is: "config", "library versions".
@@ -115,6 +117,9 @@ class Groups {
   static Groups single();
   // All groups over MPI_COMM_WORLD (MPI is initialised); collective.
   static Groups over_mpi(const Topology& topology);
+  // Groups that know their members and cannot speak to them: what a rank of a layout holds and sends can be asked
+  // without starting it. Every collective throws Error{internal}.
+  static Groups planned(const Topology& topology, int rank);
   Groups(Groups&&) noexcept;
   Groups& operator=(Groups&&) noexcept;
   ~Groups();
@@ -123,6 +128,8 @@ class Groups {
   const Coordinates& coordinates() const;
   Communicator& operator[](GroupKind kind) const;
   Communicator& world() const { return (*this)[GroupKind::world]; }
+  // Bytes that this rank sent so far, by group.
+  PerGroupKind<Traffic> traffic() const;
 
  private:
   struct State;

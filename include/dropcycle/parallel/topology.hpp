@@ -42,6 +42,17 @@ inline constexpr std::array<GroupKind, 12> kGroupKinds = {
 // "world", "tp", ..., "expert_gradient".
 std::string_view name(GroupKind kind);
 
+// One value for each kind of group.
+template <class T>
+class PerGroupKind {
+ public:
+  T& operator[](GroupKind kind) { return values_[static_cast<std::size_t>(kind)]; }
+  const T& operator[](GroupKind kind) const { return values_[static_cast<std::size_t>(kind)]; }
+
+ private:
+  std::array<T, kGroupKinds.size()> values_{};
+};
+
 struct Coordinates {
   int tp, cp, dp, pp, etp, ep, edp;
   bool operator==(const Coordinates&) const = default;

@@ -22,6 +22,7 @@ struct StepResult {
   double learning_rate = 0;
   std::int64_t tokens = 0;                       // predicted
   std::vector<std::vector<double>> expert_load;  // [L][E], rows sum to 1
+  PerGroupKind<Traffic> traffic;                 // bytes that this rank sent
 };
 
 // The tensors of a loaded batch of `count` sequences of `sequence` tokens, cut or whole.
