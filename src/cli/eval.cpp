@@ -46,11 +46,11 @@ Status evaluate(const EvalOptions& options, const Runtime& runtime) {
     loss += result.loss * static_cast<double>(result.tokens);
     tokens += static_cast<double>(result.tokens);
     if (!root) continue;
-    std::printf("%-16s %10.4f %12.3f %12lld\n", result.source.c_str(), result.loss, result.perplexity(),
+    std::printf("%-16s %10.6f %12.3f %12lld\n", result.source.c_str(), result.loss, result.perplexity(),
                 static_cast<long long>(result.tokens));
     std::fflush(stdout);
   }
-  if (root) std::printf("%-16s %10.4f %12.3f %12.0f\n", "all", loss / tokens, std::exp(loss / tokens), tokens);
+  if (root) std::printf("%-16s %10.6f %12.3f %12.0f\n", "all", loss / tokens, std::exp(loss / tokens), tokens);
   return Status::ok;
 }
 
