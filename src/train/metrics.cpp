@@ -102,7 +102,8 @@ std::string to_json(const StepMetrics& metrics) {
                {"tokens_per_second", metrics.tokens_per_second},
                {"product_share", metrics.product_share},
                {"seconds_left", metrics.seconds_left},
-               {"expert_load", rounded(metrics.expert_load)}};
+               {"expert_load", rounded(metrics.expert_load)},
+               {"bytes_sent", metrics.bytes_sent}};
   return json.dump();
 }
 
@@ -129,6 +130,7 @@ StepMetrics parse_step_metrics(const std::string& line, const std::string& where
     metrics.product_share = number_at(json, "product_share");
     metrics.seconds_left = number_at(json, "seconds_left");
     json.at("expert_load").get_to(metrics.expert_load);
+    if (json.contains("bytes_sent")) json.at("bytes_sent").get_to(metrics.bytes_sent);
   });
 }
 

@@ -11,6 +11,7 @@
 #include "dropcycle/train/machine.hpp"
 #include "dropcycle/train/metrics.hpp"
 #include "dropcycle/train/stop_signal.hpp"
+#include "dropcycle/train/traffic_report.hpp"
 #include "dropcycle/train/training_step.hpp"
 #include "dropcycle/train/validation.hpp"
 #include "run_state.hpp"
@@ -49,6 +50,7 @@ class Run {
   void save(std::int64_t step);
   void report(const SaveResult& save) const;
   StepMetrics metrics(std::int64_t step, const StepResult& result, double seconds);
+  void report_traffic(std::int64_t steps) const;
   bool is_root() const { return machine_.groups.world().rank() == 0; }
 
   const Config& config_;
@@ -65,6 +67,7 @@ class Run {
   std::unique_ptr<MetricsWriter> metrics_;
   double product_speed_;
   double seconds_per_step_ = 0;  // smoothed
+  GroupTraffic traffic_;         // of all steps of this process
 };
 
 RunPosition start_position(const Config& config, Model& model, const AdamW& optimizer, const Groups& groups,
@@ -174,6 +177,11 @@ StepMetrics Run::metrics(std::int64_t step, const StepResult& result, double sec
   const bool moe = config_.model.is_moe();
   const std::int64_t step_tokens = config_.train.global_batch * config_.data.sequence_length;
   const double rate = static_cast<double>(step_tokens) / seconds;
+  std::map<std::string, double> bytes_sent;
+  for (const GroupKind group : kGroupKinds) {
+    traffic_[group] += result.traffic[group];
+    if (result.traffic[group].total() > 0) bytes_sent[std::string(name(group))] = result.traffic[group].total();
+  }
   return {.step = step,
           .tokens = step * step_tokens,
           .loss = result.loss,
@@ -188,7 +196,24 @@ StepMetrics Run::metrics(std::int64_t step, const StepResult& result, double sec
                   ? rate * training_flops_per_token(config_.model, config_.data.sequence_length) / product_speed_
                   : kUnknown,
           .seconds_left = seconds_per_step_ * static_cast<double>(config_.train.steps - step),
-          .expert_load = result.expert_load};
+          .expert_load = result.expert_load,
+          .bytes_sent = std::move(bytes_sent)};
+}
+
+void Run::report_traffic(std::int64_t steps) const {
+  if (!is_root() || steps == 0) return;
+  const TrainConfig& t = config_.train;
+  const StepSizes sizes{.micro_batch = t.micro_batch,
+                        .sequence = config_.data.sequence_length,
+                        .microbatches = loader_.micro_batches(),
+                        .compute = machine_.compute,
+                        .recompute = parse_recompute(t.recompute)};
+  const GroupTraffic formula =
+      step_traffic(config_.model, machine_.groups, machine_.pipeline, model_.parameters().shards(), sizes);
+  const auto lines = traffic_table(machine_.groups, traffic_, steps, formula);
+  if (lines.empty()) return;
+  log_info("rank 0 sent in each step (with balanced experts in the formula):");
+  for (const std::string& line : lines) log_info("{}", line);
 }
 
 Status Run::run() {
@@ -214,6 +239,7 @@ Status Run::run() {
       log_info("stopped after step {} on request: run the same command with --resume auto to go on", saved);
     return Status::requeue;
   }
+  report_traffic(config_.train.steps - position_.step);
   const SaveResult final_save = checkpoints_.finish();
   report(final_save);
   if (final_save.state == SaveResult::State::failed) {

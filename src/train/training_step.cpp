@@ -11,10 +11,6 @@ Tensor view_of(const std::vector<std::int32_t>& values) {
   return {const_cast<std::int32_t*>(values.data()), Shape{static_cast<std::int64_t>(values.size())}};
 }
 
-Recompute parse_recompute(const std::string& text) {
-  return text == "full" ? Recompute::full : text == "selective" ? Recompute::selective : Recompute::none;
-}
-
 // First parameter with a gradient that isn't finite, or "".
 std::string first_non_finite_gradient(const ParameterStore& store, Ops& ops) {
   for (const ShardedTensor& part : store.sharded_gradients()) {
@@ -32,6 +28,10 @@ std::string first_text(Communicator& world, const std::string& text) {
 }
 
 }  // namespace
+
+Recompute parse_recompute(const std::string& text) {
+  return text == "full" ? Recompute::full : text == "selective" ? Recompute::selective : Recompute::none;
+}
 
 Microbatch view(const Batch& batch, std::int64_t count, std::int64_t sequence, bool reset_at_document_end) {
   return {.batch = count,

@@ -13,10 +13,12 @@ from fixture import Workspace
 BINARY = sys.argv.pop(1)
 TOLERANCE = 1e-6
 TIMES = {"step_seconds", "tokens_per_second", "product_share", "seconds_left"}
+# What changes with the way replicas share the optimizer.
+TRAFFIC = {"bytes_sent"}
 
 
 def without_times(lines):
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES | TRAFFIC} for line in lines]
 
 
 class ParityTest(unittest.TestCase):
@@ -114,6 +116,17 @@ class ParityTest(unittest.TestCase):
         self.assertEqual(texts, texts[:1] * len(layouts))
         self.assertEqual(losses, losses[:1] * len(layouts))
         self.assertGreater(losses[0], 1)
+
+    def test_bytes_are_counted_and_printed_beside_the_formula(self):
+        result = self.space.train("dense.toml", "counted", "parallel.context=2", "train.steps=2", ranks=4)
+        rows = [line.split()[-5:] for line in result.err.splitlines() if "reduce_scatter" in line or "all_gather" in line]
+        self.assertEqual({row[0] for row in rows}, {"cp", "stage", "dense_gradient"})
+        for group, ranks, collective, counted, formula in rows:
+            self.assertEqual(int(counted), int(formula), f"{group}, {collective}")
+            self.assertGreater(int(counted), 0)
+        for line in self.space.metrics("counted"):
+            total = sum(int(row[3]) for row in rows)
+            self.assertTrue(abs(sum(line["bytes_sent"].values()) - total) <= len(rows), line["bytes_sent"])
 
     def test_a_rank_whose_experts_get_no_token(self):
         # One token a rank, one expert a token: four tokens seldom reach the experts of all four ranks.

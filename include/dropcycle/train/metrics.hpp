@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,6 +30,7 @@ struct StepMetrics {
   double product_share = kUnknown;      // model FLOP/s over the machine's measured product FLOP/s, in [0, 1]
   double seconds_left = kUnknown;
   std::vector<std::vector<double>> expert_load = {};  // [L][E]: share of the layer's T·K assignments, rows sum to 1
+  std::map<std::string, double> bytes_sent = {};      // by rank 0 in each group that sent anything (traffic.hpp)
 
   bool operator==(const StepMetrics&) const = default;
 };

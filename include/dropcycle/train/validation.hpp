@@ -18,7 +18,8 @@ class Validation {
   bool empty() const { return sets_.empty(); }
   std::size_t sources() const { return sets_.size(); }
   // Mean loss over all predicted tokens of one source (its first eval_batches windows, 0: all). Collective over the
-  // world; the same result on all ranks. Adds the choices of experts of this dp rank's microbatches to routing->counts, if given.
+  // world; the same result on all ranks. Adds the choices of experts of this dp rank's microbatches to routing->counts,
+  // if given.
   EvalMetrics run(Model& model, std::size_t source, std::int64_t step, RoutingStatistics* routing = nullptr);
 
  private:
