@@ -28,8 +28,8 @@ void add_in_rank_order(const std::vector<const std::byte*>& pieces, void* out, s
 
 class ExchangeRequest final : public Request {
  public:
-  ExchangeRequest(const Exchange& exchange, const Tensor& x, bool reduce, bool gather)
-      : exchange_(exchange), x_(x), own_(piece(exchange.rank)), gather_(gather) {
+  ExchangeRequest(const Exchange& exchange, const Tensor& x, std::vector<Piece> pieces, bool reduce, bool gather)
+      : exchange_(exchange), x_(x), pieces_(std::move(pieces)), own_(piece(exchange.rank)), gather_(gather) {
     if (reduce) {
       start_reduce();
     } else {
@@ -57,7 +57,7 @@ class ExchangeRequest final : public Request {
  private:
   int count() const { return static_cast<int>(requests_.size()); }
   Tensor piece(int rank) const {
-    const Piece part = piece_of(x_.elements(), rank, exchange_.size);
+    const Piece& part = pieces_[static_cast<std::size_t>(rank)];
     return x_.rows(part.first, part.count);
   }
   void check(int code) const { check_mpi(code, exchange_.group, exchange_.rank, "exchange of pieces"); }
@@ -128,7 +128,9 @@ class ExchangeRequest final : public Request {
   }
 
   Exchange exchange_;
-  Tensor x_, own_;
+  Tensor x_;
+  std::vector<Piece> pieces_;
+  Tensor own_;
   bool reducing_ = false, gather_;
   Buffer arrived_;
   std::vector<MPI_Request> requests_;
@@ -146,9 +148,10 @@ Buffer SpareBuffers::take(std::int64_t size_bytes) {
 
 void SpareBuffers::give_back(Buffer buffer) { buffers_.push_back(std::move(buffer)); }
 
-std::unique_ptr<Request> start_exchange(const Exchange& exchange, const Tensor& x, bool reduce, bool gather) {
+std::unique_ptr<Request> start_exchange(const Exchange& exchange, const Tensor& x, std::vector<Piece> pieces,
+                                        bool reduce, bool gather) {
   const Tensor flat = x.reshaped({x.elements()});
-  return std::make_unique<ExchangeRequest>(exchange, flat, reduce, gather);
+  return std::make_unique<ExchangeRequest>(exchange, flat, std::move(pieces), reduce, gather);
 }
 
 }  // namespace dropcycle

@@ -26,6 +26,8 @@ class LocalCommunicator final : public Communicator {
   void all_reduce_max(const Tensor&) override {}
   void all_gather(const Tensor& x, const Tensor& out) override { copy(x, out); }
   void reduce_scatter(const Tensor& x, const Tensor& out) override { copy(x, out); }
+  void all_gather(const Tensor& x, std::span<const std::int64_t>, const Tensor& out) override { copy(x, out); }
+  void reduce_scatter(const Tensor& x, std::span<const std::int64_t>, const Tensor& out) override { copy(x, out); }
   void all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
                   std::span<const std::int64_t> recv) override {
     require(send.size() == 1 && recv.size() == 1 && send[0] == recv[0] && x.shape.dims() >= 1 && out.shape.dims() >= 1,

@@ -1,8 +1,10 @@
 #include "mpi_communicator.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <limits>
+#include <numeric>
 
 #include "exchange.hpp"
 
@@ -102,15 +104,15 @@ class MpiCommunicator final : public Communicator {
 
   std::unique_ptr<Request> start_reduce_scatter(const Tensor& x) override {
     count(Collective::reduce_scatter, x.bytes());
-    return start_exchange(next_exchange(), x, true, false);
+    return start_exchange(next_exchange(), x, even_pieces(x), true, false);
   }
   std::unique_ptr<Request> start_all_gather(const Tensor& x) override {
     count(Collective::all_gather, x.bytes());
-    return start_exchange(next_exchange(), x, false, true);
+    return start_exchange(next_exchange(), x, even_pieces(x), false, true);
   }
   std::unique_ptr<Request> start_all_reduce(const Tensor& x) override {
     count(Collective::all_reduce, x.bytes());
-    return start_exchange(next_exchange(), x, true, true);
+    return start_exchange(next_exchange(), x, even_pieces(x), true, true);
   }
 
   void all_gather(const Tensor& x, const Tensor& out) override {
@@ -133,12 +135,36 @@ class MpiCommunicator final : public Communicator {
           "reduce_scatter");
   }
 
+  void all_gather(const Tensor& x, std::span<const std::int64_t> counts, const Tensor& out) override {
+    check_rows(x, counts, out, out, x, "all_gather");
+    count(Collective::all_gather, out.bytes());
+    const Counts gathered = as_counts(counts, "all_gather");
+    const RowType row(as_count(bytes_of_row(x), "all_gather"));
+    check(MPI_Allgatherv(x.data, gathered.rows[static_cast<std::size_t>(rank_)], row.get(), out.data,
+                         gathered.rows.data(), gathered.first.data(), row.get(), comm_.get()),
+          "all_gather");
+  }
+
+  void reduce_scatter(const Tensor& x, std::span<const std::int64_t> counts, const Tensor& out) override {
+    check_rows(x, counts, out, x, out, "reduce_scatter");
+    count(Collective::reduce_scatter, x.bytes());
+    std::vector<Piece> pieces;
+    const std::int64_t width = bytes_of_row(x) / size_bytes(x.dtype);
+    for (const std::int64_t rows : counts) {
+      pieces.push_back({pieces.empty() ? 0 : pieces.back().first + pieces.back().count, rows * width});
+    }
+    start_exchange(next_exchange(), x, pieces, true, false)->wait();
+    if (out.bytes() == 0) return;
+    std::memcpy(out.data, element(x, pieces[static_cast<std::size_t>(rank_)].first),
+                static_cast<std::size_t>(out.bytes()));
+  }
+
   void all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
                   std::span<const std::int64_t> recv) override {
     const std::int64_t row_bytes = bytes_of_row(x);
     require(x.dtype == out.dtype && row_bytes == bytes_of_row(out), "group {}: all_to_all of {} {} into {} {}", name_,
             dropcycle::name(x.dtype), to_string(x.shape), dropcycle::name(out.dtype), to_string(out.shape));
-    const Counts sent = counts(send, x, "sent from"), received = counts(recv, out, "received into");
+    const Counts sent = as_counts(send, x, "sent from"), received = as_counts(recv, out, "received into");
     const RowType row(as_count(row_bytes, "all_to_all"));
     count(Collective::all_to_all, (sent.total - send[static_cast<std::size_t>(rank_)]) * row_bytes);
     check(MPI_Alltoallv(x.data, sent.rows.data(), sent.first.data(), row.get(), out.data, received.rows.data(),
@@ -186,7 +212,7 @@ class MpiCommunicator final : public Communicator {
     const auto length = static_cast<std::int64_t>(text.size());
     std::vector<std::int64_t> lengths(static_cast<std::size_t>(size_));
     check(MPI_Allgather(&length, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, comm_.get()), "all_gather_text");
-    const Counts parts = counts(lengths, "all_gather_text");
+    const Counts parts = as_counts(lengths, "all_gather_text");
     std::string all(static_cast<std::size_t>(parts.first.back() + parts.rows.back()), '\0');
     check(MPI_Allgatherv(text.data(), as_count(length, "all_gather_text"), MPI_CHAR, all.data(), parts.rows.data(),
                          parts.first.data(), MPI_CHAR, comm_.get()),
@@ -221,7 +247,7 @@ class MpiCommunicator final : public Communicator {
     return static_cast<int>(count);
   }
 
-  Counts counts(std::span<const std::int64_t> rows, const char* call) const {
+  Counts as_counts(std::span<const std::int64_t> rows, const char* call) const {
     require(rows.size() == static_cast<std::size_t>(size_), "group {}: {} of {} counts for {} ranks", name_, call,
             rows.size(), size_);
     Counts result;
@@ -234,8 +260,8 @@ class MpiCommunicator final : public Communicator {
     return result;
   }
 
-  Counts counts(std::span<const std::int64_t> rows, const Tensor& x, const char* direction) const {
-    Counts result = counts(rows, "all_to_all");
+  Counts as_counts(std::span<const std::int64_t> rows, const Tensor& x, const char* direction) const {
+    Counts result = as_counts(rows, "all_to_all");
     require(result.total <= x.shape[0], "group {}: {} rows are {} a tensor {}", name_, result.total, direction,
             to_string(x.shape));
     return result;
@@ -252,6 +278,22 @@ class MpiCommunicator final : public Communicator {
     for_each_chunk(x.elements(), [&](std::int64_t first, int count) {
       check(MPI_Allreduce(MPI_IN_PLACE, element(x, first), count, type, operation, comm_.get()), call);
     });
+  }
+
+  // `all` holds the rows of all ranks, `own` those of this one.
+  void check_rows(const Tensor& x, std::span<const std::int64_t> counts, const Tensor& out, const Tensor& all,
+                  const Tensor& own, const char* call) const {
+    require(std::ssize(counts) == size_ && x.dtype == out.dtype && bytes_of_row(x) == bytes_of_row(out) &&
+                own.shape[0] == counts[static_cast<std::size_t>(rank_)] &&
+                all.shape[0] == std::reduce(counts.begin(), counts.end()),
+            "group {}: {} of {} {} into {} {}, {} counts", name_, call, dropcycle::name(x.dtype), to_string(x.shape),
+            dropcycle::name(out.dtype), to_string(out.shape), counts.size());
+  }
+
+  std::vector<Piece> even_pieces(const Tensor& x) const {
+    std::vector<Piece> pieces;
+    for (int r = 0; r < size_; ++r) pieces.push_back(piece_of(x.elements(), r, size_));
+    return pieces;
   }
 
   // Ranks start exchanges in the same order, so that all give one the same number.

@@ -18,6 +18,8 @@ class PlannedCommunicator final : public Communicator {
   void all_reduce_max(const Tensor&) override { refuse(); }
   void all_gather(const Tensor&, const Tensor&) override { refuse(); }
   void reduce_scatter(const Tensor&, const Tensor&) override { refuse(); }
+  void all_gather(const Tensor&, std::span<const std::int64_t>, const Tensor&) override { refuse(); }
+  void reduce_scatter(const Tensor&, std::span<const std::int64_t>, const Tensor&) override { refuse(); }
   void all_to_all(const Tensor&, std::span<const std::int64_t>, const Tensor&, std::span<const std::int64_t>) override {
     refuse();
   }

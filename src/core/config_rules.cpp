@@ -1,5 +1,6 @@
 // Rules between keys; bounds of single keys stand in the schema.
 #include <algorithm>
+#include <functional>
 #include <set>
 
 #include "config_schema.hpp"
@@ -138,12 +139,65 @@ void check_context(const Config& config) {
        length, parts, std::max(below, parts), std::max(below, parts) + parts);
 }
 
+// "2 or 4": the numbers of ranks next to `size`, below and above up to `most`, that fit. One rank always fits.
+std::string nearest_ranks(std::int64_t size, std::int64_t most, const std::function<bool(std::int64_t)>& fits) {
+  std::int64_t below = size - 1, above = size + 1;
+  while (below > 1 && !fits(below)) --below;
+  while (above <= most && !fits(above)) ++above;
+  return above <= most ? fmt::format("{} or {}", below, above) : fmt::format("{}", below);
+}
+
+// What a number of tensor ranks breaks, or nothing.
+std::string tensor_complaint(const Config& config, std::int64_t ranks) {
+  const ModelConfig& model = config.model;
+  const std::int64_t tokens = config.train.micro_batch * config.data.sequence_length / config.parallel.context;
+  if (model.heads % ranks != 0) return fmt::format("expected a divisor of model.heads ({})", model.heads);
+  if (model.kv_heads % ranks != 0 && ranks % model.kv_heads != 0) {
+    return fmt::format("expected a divisor or a multiple of model.kv_heads ({})", model.kv_heads);
+  }
+  if (!model.is_moe() && model.intermediate_size % ranks != 0) {
+    return fmt::format("expected a divisor of model.intermediate_size ({})", model.intermediate_size);
+  }
+  if (tokens % ranks != 0) {
+    return fmt::format(
+        "expected a divisor of train.micro_batch * data.sequence_length / parallel.context ({}), the rows of a "
+        "microbatch",
+        tokens);
+  }
+  if ((ranks - 1) * ((model.vocab_size + ranks - 1) / ranks) >= model.vocab_size) {
+    return fmt::format("expected so few that each has rows of model.vocab_size ({})", model.vocab_size);
+  }
+  return "";
+}
+
+void check_tensor(const Config& config) {
+  const std::int64_t ranks = config.parallel.tensor;
+  if (ranks == 1) return;
+  const std::string complaint = tensor_complaint(config, ranks);
+  if (complaint.empty()) return;
+  fail(Status::usage, "parallel.tensor is {}, {}: choose {}", ranks, complaint,
+       nearest_ranks(ranks, config.model.heads,
+                     [&](std::int64_t other) { return tensor_complaint(config, other).empty(); }));
+}
+
+// `ranks` share the experts, or `size` of each.
+void check_expert_axis(const Config& config, const char* key, std::int64_t ranks, const char* size_key,
+                       std::int64_t size) {
+  if (ranks == 1) return;
+  if (!config.model.is_moe()) fail(Status::usage, "parallel.{} is {}, expected 1: model.experts is 0", key, ranks);
+  if (size % ranks == 0) return;
+  fail(Status::usage, "parallel.{} is {}, expected a divisor of model.{} ({}): choose {}", key, ranks, size_key, size,
+       nearest_ranks(ranks, size, [size](std::int64_t other) { return size % other == 0; }));
+}
+
 void check_parallel(const Config& config) {
+  const ModelConfig& model = config.model;
   check_pipeline(config.parallel);
   check_context(config);
-  const int expert = config.parallel.expert;
-  if (config.model.experts % expert == 0 && (config.model.is_moe() || expert == 1)) return;
-  fail(Status::usage, "parallel.expert is {}, expected a divisor of model.experts ({})", expert, config.model.experts);
+  check_tensor(config);
+  check_expert_axis(config, "expert", config.parallel.expert, "experts", model.experts);
+  check_expert_axis(config, "expert_tensor", config.parallel.expert_tensor, "intermediate_size",
+                    model.intermediate_size);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "dropcycle/layers/context_parallel.hpp"
+#include "dropcycle/layers/tensor_parallel.hpp"
 
 namespace dropcycle {
 
@@ -27,10 +28,23 @@ std::vector<double> rope_inverse_frequencies(const ModelConfig& config) {
   return frequencies;
 }
 
-AttentionLayer::AttentionLayer(const ModelConfig& config)
+AttentionLayer::AttentionLayer(const ModelConfig& config, const Groups& groups)
     : config_(config), inverse_frequencies_(rope_inverse_frequencies(config)) {
   require(config.heads % config.kv_heads == 0, "{} query heads on {} key/value heads", config.heads, config.kv_heads);
   require(config.head_size % 2 == 0, "head size {} is odd", config.head_size);
+  Communicator& tp = groups[GroupKind::tp];
+  if (config.heads % tp.size() != 0 || (config.kv_heads % tp.size() != 0 && tp.size() % config.kv_heads != 0)) {
+    fail(Status::usage, "model.heads = {} and kv_heads = {} can't be shared by parallel.tensor = {} ranks",
+         config.heads, config.kv_heads, tp.size());
+  }
+  heads_ = config.heads / tp.size();
+  kv_heads_ = std::max<std::int64_t>(1, config.kv_heads / tp.size());
+  sharers_ = std::max<std::int64_t>(1, tp.size() / config.kv_heads);
+  first_kv_head_ = tp.rank() / sharers_ * kv_heads_;
+  owner_ = tp.rank() % sharers_ == 0;
+  if (tp.size() == 1) return;
+  query_part_ = {0, tp.rank() * heads_ * config.head_size, heads_ * config.head_size};
+  kv_part_ = {0, first_kv_head_ * config.head_size, kv_heads_ * config.head_size};
 }
 
 void AttentionLayer::declare(const std::string& prefix, std::vector<ParameterSpec>& specs) const {
@@ -38,17 +52,18 @@ void AttentionLayer::declare(const std::string& prefix, std::vector<ParameterSpe
                      kv = config_.kv_heads * config_.head_size;
   const std::string block = prefix + "attention.qkv";
   specs.push_back({.name = prefix + "attention_norm", .shape = {hidden}, .initial = Initial::ones, .role = Role::norm});
-  specs.push_back({.name = prefix + "attention.query", .shape = {q, hidden}, .block = block});
-  specs.push_back({.name = prefix + "attention.key", .shape = {kv, hidden}, .block = block});
-  specs.push_back({.name = prefix + "attention.value", .shape = {kv, hidden}, .block = block});
-  specs.push_back({.name = prefix + "attention.output", .shape = {hidden, q}});
+  specs.push_back({.name = prefix + "attention.query", .shape = {q, hidden}, .block = block, .part = query_part_});
+  for (const char* name : {"attention.key", "attention.value"}) {
+    specs.push_back({.name = prefix + name, .shape = {kv, hidden}, .block = block, .part = kv_part_, .owner = owner_});
+  }
+  specs.push_back({.name = prefix + "attention.output", .shape = {hidden, q}, .part = query_part_.along(1)});
 }
 
 AttentionShape AttentionLayer::shape(const Microbatch& batch) const {
   return {.batch = batch.batch,
           .sequence = batch.sequence,
-          .heads = config_.heads,
-          .kv_heads = config_.kv_heads,
+          .heads = heads_,
+          .kv_heads = kv_heads_,
           .head_size = config_.head_size};
 }
 
@@ -65,7 +80,7 @@ Stream AttentionLayer::forward(Context& c, const AttentionParameters<Tensor>& w,
   const Tensor normed = norm_forward(c, in, w.norm, config_.norm_epsilon, saved.norm);
   // 2. Query, key and value in one product.
   saved.qkv = c.saved.tensor(c.compute, {tokens, s.qkv_width()});
-  c.ops.linear(normed, c.weight(w.qkv), saved.qkv);
+  c.ops.linear(gather(c, normed), c.weight(w.qkv), saved.qkv);
   // 3. Rotary positions on queries and keys.
   c.ops.rope(saved.qkv, batch.positions, inverse_frequencies_view(), s.head_size, s.heads + s.kv_heads, +1);
   // 4. Attention.
@@ -73,7 +88,7 @@ Stream AttentionLayer::forward(Context& c, const AttentionParameters<Tensor>& w,
   saved.lse = c.saved.tensor(c.acc(), {tokens, s.heads});
   sequence_attention(c, s, batch, saved.qkv, saved.attended, saved.lse);
   // 5. Output projection.
-  c.ops.linear(saved.attended, c.weight(w.output), delta);
+  scatter_sum(c, delta, [&](const Tensor& y) { c.ops.linear(saved.attended, c.weight(w.output), y); });
   return {saved.norm.sum, delta};
 }
 
@@ -83,8 +98,9 @@ void AttentionLayer::backward(Context& c, const AttentionParameters<Tensor>& w, 
   const AttentionShape s = shape(batch);
   // 5. Output projection.
   const Tensor dattended = c.scratch.tensor(c.compute, saved.attended.shape);
-  c.ops.linear_dx(g, c.weight(w.output), dattended);
-  c.ops.linear_dw(g, saved.attended, dw.output);
+  const Tensor dy = gather(c, g);
+  c.ops.linear_dx(dy, c.weight(w.output), dattended);
+  c.ops.linear_dw(dy, saved.attended, dw.output);
   // 4. Attention.
   const Tensor dqkv = c.scratch.tensor(c.compute, saved.qkv.shape);
   sequence_attention_backward(c, s, batch, saved.qkv, saved.attended, saved.lse, dattended, dqkv);
@@ -92,23 +108,35 @@ void AttentionLayer::backward(Context& c, const AttentionParameters<Tensor>& w, 
   c.ops.rope(dqkv, batch.positions, inverse_frequencies_view(), s.head_size, s.heads + s.kv_heads, -1);
   // 2. Query, key and value.
   const Tensor dnormed = c.scratch.tensor(c.compute, g.shape);
-  c.ops.linear_dx(dqkv, c.weight(w.qkv), dnormed);
-  c.ops.linear_dw(dqkv, norm_output(c, w.norm, config_.norm_epsilon, saved.norm), dw.qkv);
+  scatter_sum(c, dnormed, [&](const Tensor& dx) { c.ops.linear_dx(dqkv, c.weight(w.qkv), dx); });
+  c.ops.linear_dw(dqkv, gather(c, norm_output(c, w.norm, config_.norm_epsilon, saved.norm)), dw.qkv);
   // 1. Norm, onto the residual path's gradient.
   c.ops.rms_norm_backward(dnormed, saved.norm.sum, w.norm, saved.norm.inv_rms, g, g, dw.norm);
+}
+
+void AttentionLayer::sum_shared_heads(Context& c, const AttentionParameters<Tensor>& dw) const {
+  if (sharers_ == 1) return;
+  const ArenaScope scope(c.scratch);
+  // Key and value rows of this rank's head, at that head's place among zeros.
+  const Tensor own = dw.qkv.rows(heads_ * config_.head_size, 2 * config_.head_size);
+  const Tensor all = c.scratch.tensor(own.dtype, {config_.kv_heads, own.shape[0], own.shape[1]});
+  c.ops.fill_zero(all);
+  c.ops.convert(own, all[first_kv_head_]);
+  c.groups[GroupKind::tp].all_reduce(all);
+  c.ops.convert(all[first_kv_head_], own);
 }
 
 Stream AttentionLayer::forward_cached(Context& c, const AttentionParameters<Tensor>& w, const Tensor& positions,
                                       const Stream& in, const Tensor& delta, const Tensor& keys, const Tensor& values,
                                       std::int64_t past) const {
   const ArenaScope scope(c.scratch);
-  const std::int64_t news = in.x.shape[0];
+  const std::int64_t news = positions.shape[0];
   AttentionShape s = shape({.batch = 1, .sequence = news});
   s.keys = past + news;
   NormSaved norm;
   const Tensor normed = norm_forward(c, in, w.norm, config_.norm_epsilon, norm);
   const Tensor qkv = c.scratch.tensor(c.compute, {news, s.qkv_width()});
-  c.ops.linear(normed, c.weight(w.qkv), qkv);
+  c.ops.linear(gather(c, normed), c.weight(w.qkv), qkv);
   c.ops.rope(qkv, positions, inverse_frequencies_view(), s.head_size, s.heads + s.kv_heads, +1);
   const AttentionHeads fresh = packed_heads(s, qkv);
   const std::int64_t kv_width = s.kv_heads * s.head_size;
@@ -116,7 +144,7 @@ Stream AttentionLayer::forward_cached(Context& c, const AttentionParameters<Tens
   c.ops.copy_columns(fresh.v, {values.rows(past, news), 0}, kv_width);
   const Tensor attended = c.scratch.tensor(c.compute, {news, s.heads * s.head_size});
   c.ops.attention(s, {fresh.q, {keys, 0}, {values, 0}}, {}, attended, {});
-  c.ops.linear(attended, c.weight(w.output), delta);
+  scatter_sum(c, delta, [&](const Tensor& y) { c.ops.linear(attended, c.weight(w.output), y); });
   return {norm.sum, delta};
 }
 

@@ -1,51 +1,61 @@
 #include "dropcycle/layers/mlp.hpp"
 
+#include "dropcycle/layers/tensor_parallel.hpp"
+
 namespace dropcycle {
+
+MlpLayer::MlpLayer(const ModelConfig& config, const Groups& groups)
+    : config_(config),
+      part_(part_of(0, config.intermediate_size, groups[GroupKind::tp])),
+      width_(config.intermediate_size / groups[GroupKind::tp].size()) {
+  check_divides(config.intermediate_size, "model.intermediate_size", groups[GroupKind::tp], "parallel.tensor");
+}
 
 void MlpLayer::declare(const std::string& prefix, std::vector<ParameterSpec>& specs) const {
   const std::int64_t hidden = config_.hidden_size, width = config_.intermediate_size;
   const std::string block = prefix + "mlp.gate_up";
   specs.push_back({.name = prefix + "mlp_norm", .shape = {hidden}, .initial = Initial::ones, .role = Role::norm});
-  specs.push_back({.name = prefix + "mlp.gate", .shape = {width, hidden}, .block = block});
-  specs.push_back({.name = prefix + "mlp.up", .shape = {width, hidden}, .block = block});
-  specs.push_back({.name = prefix + "mlp.down", .shape = {hidden, width}});
+  specs.push_back({.name = prefix + "mlp.gate", .shape = {width, hidden}, .block = block, .part = part_});
+  specs.push_back({.name = prefix + "mlp.up", .shape = {width, hidden}, .block = block, .part = part_});
+  specs.push_back({.name = prefix + "mlp.down", .shape = {hidden, width}, .part = part_.along(1)});
 }
 
 Stream MlpLayer::forward(Context& c, const MlpParameters<Tensor>& w, const Stream& in, const Tensor& delta,
                          MlpSaved& saved) const {
   const ArenaScope scope(c.scratch);
-  const std::int64_t tokens = in.x.shape[0], width = config_.intermediate_size;
+  const std::int64_t tokens = in.x.shape[0] * c.groups[GroupKind::tp].size(), width = width_;
   // 1. Residual addition and norm.
   const Tensor normed = norm_forward(c, in, w.norm, config_.norm_epsilon, saved.norm);
   // 2. Gate and up in one product.
   saved.gate_up = c.saved.tensor(c.compute, {tokens, 2 * width});
-  c.ops.linear(normed, c.weight(w.gate_up), saved.gate_up);
+  c.ops.linear(gather(c, normed), c.weight(w.gate_up), saved.gate_up);
   // 3. SwiGLU.
   const bool keep = c.recompute != Recompute::selective;
   const Tensor activated = (keep ? c.saved : c.scratch).tensor(c.compute, {tokens, width});
   c.ops.swiglu(saved.gate_up, activated);
   saved.activated = keep ? activated : Tensor();
   // 4. Down.
-  c.ops.linear(activated, c.weight(w.down), delta);
+  scatter_sum(c, delta, [&](const Tensor& y) { c.ops.linear(activated, c.weight(w.down), y); });
   return {saved.norm.sum, delta};
 }
 
 void MlpLayer::backward(Context& c, const MlpParameters<Tensor>& w, const MlpParameters<Tensor>& dw,
                         const MlpSaved& saved, const Tensor& g) const {
   const ArenaScope scope(c.scratch);
-  const std::int64_t tokens = g.shape[0], width = config_.intermediate_size;
+  const std::int64_t tokens = saved.gate_up.shape[0], width = width_;
   // 4. Down.
   const Tensor dactivated = c.scratch.tensor(c.compute, {tokens, width});
-  c.ops.linear_dx(g, c.weight(w.down), dactivated);
+  const Tensor dy = gather(c, g);
+  c.ops.linear_dx(dy, c.weight(w.down), dactivated);
   // 3. SwiGLU (its output again where it wasn't kept: the down product's weight gradient needs it).
   const Tensor dgate_up = c.scratch.tensor(c.compute, {tokens, 2 * width});
   const Tensor again = saved.activated ? Tensor() : c.scratch.tensor(c.compute, {tokens, width});
   c.ops.swiglu_backward(dactivated, saved.gate_up, dgate_up, again);
-  c.ops.linear_dw(g, saved.activated ? saved.activated : again, dw.down);
+  c.ops.linear_dw(dy, saved.activated ? saved.activated : again, dw.down);
   // 2. Gate and up.
   const Tensor dnormed = c.scratch.tensor(c.compute, g.shape);
-  c.ops.linear_dx(dgate_up, c.weight(w.gate_up), dnormed);
-  c.ops.linear_dw(dgate_up, norm_output(c, w.norm, config_.norm_epsilon, saved.norm), dw.gate_up);
+  scatter_sum(c, dnormed, [&](const Tensor& dx) { c.ops.linear_dx(dgate_up, c.weight(w.gate_up), dx); });
+  c.ops.linear_dw(dgate_up, gather(c, norm_output(c, w.norm, config_.norm_epsilon, saved.norm)), dw.gate_up);
   // 1. Norm, onto the residual path's gradient.
   c.ops.rms_norm_backward(dnormed, saved.norm.sum, w.norm, saved.norm.inv_rms, g, g, dw.norm);
 }

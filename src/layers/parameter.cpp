@@ -1,7 +1,5 @@
 #include "dropcycle/layers/parameter.hpp"
 
-#include <algorithm>
-
 namespace dropcycle {
 
 GroupKind replicas_of(GradientGroup group) {
@@ -16,15 +14,16 @@ GroupKind replicas_of(GradientGroup group) {
   fail(Status::internal, "gradient group {}", static_cast<int>(group));
 }
 
-GradientGroup whole_group(const Groups& groups) {
-  return groups[GroupKind::tp].size() > 1 ? GradientGroup::replicated : GradientGroup::dense;
-}
-
 Part part_of(int dim, std::int64_t size, const Communicator& ranks) {
   if (ranks.size() == 1) return {};
-  const std::int64_t count = (size + ranks.size() - 1) / ranks.size();
-  const std::int64_t first = std::min(size, ranks.rank() * count);
-  return {dim, first, std::min(size, first + count) - first};
+  const Piece piece = piece_of(size, ranks.rank(), ranks.size());
+  return {dim, piece.first, piece.count};
+}
+
+void check_divides(std::int64_t size, const char* size_key, const Communicator& ranks, const char* ranks_key) {
+  if (size % ranks.size() == 0) return;
+  fail(Status::usage, "{} = {} can't be shared evenly by {} = {} ranks: choose a divisor", size_key, size, ranks_key,
+       ranks.size());
 }
 
 Shape ParameterSpec::local_shape() const {

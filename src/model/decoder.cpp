@@ -2,6 +2,8 @@
 
 #include <numeric>
 
+#include "dropcycle/layers/tensor_parallel.hpp"
+
 namespace dropcycle {
 
 Decoder::Decoder(Model& model, std::int64_t capacity) : model_(model), capacity_(capacity) {
@@ -14,10 +16,17 @@ Decoder::Decoder(Model& model, std::int64_t capacity) : model_(model), capacity_
   values_.resize(keys_.size());
   for (const Chunk& chunk : model.chunks_) {
     for (auto l = static_cast<std::size_t>(chunk.first); l < static_cast<std::size_t>(chunk.last); ++l) {
-      keys_[l] = OwnedTensor(model.compute_, Shape{capacity, c.kv_heads * c.head_size});
-      values_[l] = OwnedTensor(model.compute_, Shape{capacity, c.kv_heads * c.head_size});
+      const Shape shape{capacity + model.groups_[GroupKind::tp].size() - 1,
+                        model.attention_[l].kv_heads() * c.head_size};
+      keys_[l] = OwnedTensor(model.compute_, shape);
+      values_[l] = OwnedTensor(model.compute_, shape);
     }
   }
+}
+
+std::int64_t Decoder::padding(std::int64_t news) const {
+  const std::int64_t ranks = model_.groups_[GroupKind::tp].size();
+  return (ranks - news % ranks) % ranks;
 }
 
 std::vector<float> Decoder::append(std::span<const std::int32_t> tokens) {
@@ -27,12 +36,15 @@ std::vector<float> Decoder::append(std::span<const std::int32_t> tokens) {
   }
   Model& m = model_;
   const ModelConfig& config = m.config();
-  std::vector<std::int32_t> ids(tokens.begin(), tokens.end()), positions(tokens.size());
+  std::vector<std::int32_t> ids(tokens.begin(), tokens.end());
+  ids.resize(ids.size() + static_cast<std::size_t>(padding(news)));
+  std::vector<std::int32_t> positions(ids.size());
   std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(length_));
+  const Shape shape{std::ssize(ids)};
   const Microbatch batch{.batch = 1,
-                         .sequence = news,
-                         .tokens = Tensor(ids.data(), {news}),
-                         .positions = Tensor(positions.data(), {news})};
+                         .sequence = shape[0],
+                         .tokens = Tensor(ids.data(), shape),
+                         .positions = Tensor(positions.data(), shape)};
   std::vector<float> result(static_cast<std::size_t>(config.vocab_size));
   for (const Chunk& chunk : m.chunks_) {
     Model::Alive& state = m.acquire(0, 0, 1);
@@ -50,7 +62,7 @@ std::vector<float> Decoder::append(std::span<const std::int32_t> tokens) {
     m.chunk_output(c, chunk, stream, state, {});
     if (chunk.ends) {
       const Tensor logits = c.saved.tensor(c.acc(), {1, config.vocab_size});
-      m.head_.logits(c, m.weights_.head, state.normed.rows(news - 1, 1), logits);
+      m.head_.logits(c, m.weights_.head, gather(c, state.normed).rows(news - 1, 1), logits);
       m.ops_.convert(logits.reshaped({config.vocab_size}), Tensor(result.data(), {config.vocab_size}));
     }
     m.release(state);

@@ -15,25 +15,28 @@ std::vector<ParameterSpec> Model::declare(const ModelConfig& config, const Group
   const std::vector<Chunk> chunks = chunks_of(config, groups, pipeline);
   const bool begins = chunks.front().begins, ends = chunks.back().ends;
   const Shape vocabulary{config.vocab_size, config.hidden_size};
+  const Part rows = vocabulary_part(config.vocab_size, groups);
   // The last stage's copy of tied embeddings belongs to the first stage.
   if (begins || (ends && config.tie_embeddings)) {
-    specs.push_back({.name = "embedding", .shape = vocabulary, .role = Role::embedding, .owner = begins});
+    specs.push_back({.name = "embedding", .shape = vocabulary, .role = Role::embedding, .part = rows, .owner = begins});
   }
   for (const Chunk& chunk : chunks) {
     for (std::int64_t l = chunk.first; l < chunk.last; ++l) {
       const std::string prefix = prefix_of(static_cast<std::size_t>(l));
-      AttentionLayer(config).declare(prefix, specs);
+      AttentionLayer(config, groups).declare(prefix, specs);
       if (config.is_moe()) {
         MoeLayer(config, l, groups).declare(prefix, specs);
       } else {
-        MlpLayer(config).declare(prefix, specs);
+        MlpLayer(config, groups).declare(prefix, specs);
       }
     }
   }
   if (ends) {
     specs.push_back(
         {.name = "final_norm", .shape = {config.hidden_size}, .initial = Initial::ones, .role = Role::norm});
-    if (!config.tie_embeddings) specs.push_back({.name = "head", .shape = vocabulary, .role = Role::embedding});
+    if (!config.tie_embeddings) {
+      specs.push_back({.name = "head", .shape = vocabulary, .role = Role::embedding, .part = rows});
+    }
   }
   for (ParameterSpec& spec : specs) {
     if (spec.full_precision()) spec.group = GradientGroup::replicated;
@@ -44,28 +47,31 @@ std::vector<ParameterSpec> Model::declare(const ModelConfig& config, const Group
 template <class Get>
 ModelParameters<Tensor> Model::bind(Get get) const {
   const ModelConfig& c = config_;
-  const std::int64_t hidden = c.hidden_size, width = c.intermediate_size;
-  const std::int64_t q = c.heads * c.head_size, kv = c.kv_heads * c.head_size;
+  const std::int64_t hidden = c.hidden_size;
+  const Shape vocabulary{vocabulary_part(c.vocab_size, groups_).count, hidden};
   const std::int64_t ranks = groups_[GroupKind::ep].size(), local = c.experts / ranks;
   const std::int64_t first_expert = groups_[GroupKind::ep].rank() * local;
   ModelParameters<Tensor> all;
   const bool begins = chunks_.front().begins, ends = chunks_.back().ends;
-  if (begins || (ends && c.tie_embeddings)) all.embedding = get("embedding", Shape{c.vocab_size, hidden});
+  if (begins || (ends && c.tie_embeddings)) all.embedding = get("embedding", vocabulary);
   all.layers.resize(static_cast<std::size_t>(c.layers));
   const auto bind_layer = [&](std::size_t l) {
     const std::string prefix = prefix_of(l);
+    const std::int64_t q = attention_[l].heads() * c.head_size, kv = attention_[l].kv_heads() * c.head_size;
     LayerParameters<Tensor> layer;
     layer.attention = {get(prefix + "attention_norm", Shape{hidden}),
                        get(prefix + "attention.query", Shape{q + 2 * kv, hidden}),
                        get(prefix + "attention.output", Shape{hidden, q})};
     const Tensor norm = get(prefix + "mlp_norm", Shape{hidden});
     if (c.is_moe()) {
+      const std::int64_t width = moe_[l].experts().width();
       const std::string expert = fmt::format("{}moe.experts.{}.", prefix, first_expert);
       layer.moe = {
           norm,
           get(prefix + "moe.router", Shape{c.experts, hidden}),
           {get(expert + "gate", Shape{local, 2 * width, hidden}), get(expert + "down", Shape{local, hidden, width})}};
     } else {
+      const std::int64_t width = mlp_[l].width();
       layer.mlp = {norm, get(prefix + "mlp.gate", Shape{2 * width, hidden}),
                    get(prefix + "mlp.down", Shape{hidden, width})};
     }
@@ -76,7 +82,7 @@ ModelParameters<Tensor> Model::bind(Get get) const {
   }
   if (!ends) return all;
   all.final_norm = get("final_norm", Shape{hidden});
-  all.head = c.tie_embeddings ? all.embedding : get("head", Shape{c.vocab_size, hidden});
+  all.head = c.tie_embeddings ? all.embedding : get("head", vocabulary);
   return all;
 }
 
@@ -99,14 +105,15 @@ Model::Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType co
       compute_(compute),
       pipeline_(pipeline),
       chunks_(chunks_of(config, groups, pipeline)),
-      head_(config.vocab_size),
+      embedding_(config.vocab_size, groups),
+      head_(config.vocab_size, groups),
       store_(declare(config, groups, pipeline), compute, replicas(groups), shards) {
   for (std::int64_t l = 0; l < config.layers; ++l) {
-    attention_.emplace_back(config);
+    attention_.emplace_back(config, groups);
     if (config.is_moe()) {
       moe_.emplace_back(config, l, groups);
     } else {
-      mlp_.emplace_back(config);
+      mlp_.emplace_back(config, groups);
     }
   }
   weights_ = bind([&](const std::string& name, const Shape& shape) { return store_.weight(name, shape); });

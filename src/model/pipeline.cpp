@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "dropcycle/core/error.hpp"
+#include "dropcycle/layers/tensor_parallel.hpp"
 #include "dropcycle/model/model.hpp"
 
 namespace dropcycle {
@@ -147,11 +148,20 @@ void Model::receive(const Tensor& values, std::vector<double>& shares, int direc
   wait_for(requests);
 }
 
+std::int64_t Model::local_rows(const Microbatch& batch) const {
+  const std::int64_t rows = batch.tokens_count();
+  if (rows % groups_[GroupKind::tp].size() != 0) {
+    fail(Status::usage, "a microbatch of {} tokens can't be shared by parallel.tensor = {} ranks", rows,
+         groups_[GroupKind::tp].size());
+  }
+  return rows / groups_[GroupKind::tp].size();
+}
+
 Stream Model::chunk_input(Context& c, const Chunk& chunk, const Microbatch& batch, Alive& state, const Look& look) {
-  const Stream in{c.saved.tensor(compute_, {batch.tokens_count(), config_.hidden_size}), {}};
+  const Stream in{c.saved.tensor(compute_, {local_rows(batch), config_.hidden_size}), {}};
   if (chunk.begins) {
     wait_for_weights("embedding");
-    ops_.embedding(batch.tokens, weights_.embedding, in.x);
+    embedding_.forward(c, weights_.embedding, batch.tokens, in.x);
     if (look) look("embedding", in.x);
   } else {
     receive(in.x, state.routing.shares, -1);
@@ -172,14 +182,14 @@ void Model::chunk_output(Context& c, const Chunk& chunk, const Stream& out, Aliv
 }
 
 void Model::chunk_forward(Context& c, const Chunk& chunk, const Microbatch& batch, const RouterTraining& training,
-                          Alive& state, Look look) {
+                          Alive& state, const Look& look) {
   // 1. The embedding, or what the stage before sends.
   const Stream in = chunk_input(c, chunk, batch, state, look);
-  if (look && !chunk.begins && !is_finite(in.x)) look = {};  // the stage before has seen it
+  if (look && !chunk.begins) look("", in.x);  // the stage before has named it
   // 2. Layers.
   const Stream out = layers_forward(c, chunk, batch, training, in, state, look);
   if (config_.is_moe()) {
-    state.routing.tokens = batch.tokens_count();
+    state.routing.tokens = local_rows(batch);
     state.routing.sum_over(groups_[GroupKind::sequence]);
     state.routing.add_shares(chunk.first, chunk.last);
   }
@@ -190,12 +200,12 @@ void Model::chunk_forward(Context& c, const Chunk& chunk, const Microbatch& batc
 void Model::chunk_backward(Context& c, const Chunk& chunk, const Microbatch& batch, const MicrobatchTraining& training,
                            Alive& state, MicrobatchLosses& sums, const GradientsReady& ready) {
   wait_for(state.sent);  // received long ago, or this backward could not begin
-  const Shape shape{batch.tokens_count(), config_.hidden_size};
+  const Shape shape{local_rows(batch), config_.hidden_size};
   TravellingGradient* travelling = chunk.begins && chunk.ends ? nullptr : &next_gradient();
   const Tensor g = (travelling ? travelling->memory : c.saved).tensor(compute_, shape);
   // 3. Head and final norm, or what the next stage sends: the gradient, and the shares of all layers.
   if (chunk.ends) {
-    const Tensor losses = c.saved.tensor(c.acc(), {shape[0]}), dnormed = c.saved.tensor(compute_, shape);
+    const Tensor losses = c.saved.tensor(c.acc(), {batch.tokens_count()}), dnormed = c.saved.tensor(compute_, shape);
     head_.forward_backward(c, weights_.head, state.normed, batch.targets, training.token_scale, losses, dnormed,
                            gradients_.head);
     ops_.rms_norm_backward(dnormed, state.sum, weights_.final_norm, state.inv_rms, {}, g, gradients_.final_norm);
@@ -207,13 +217,15 @@ void Model::chunk_backward(Context& c, const Chunk& chunk, const Microbatch& bat
   }
   // 2. Layers.
   for (std::int64_t layer = chunk.last; layer-- > chunk.first;) {
-    layer_backward(c, static_cast<std::size_t>(layer), batch, training.router, state, g);
+    const auto l = static_cast<std::size_t>(layer);
+    layer_backward(c, l, batch, training.router, state, g);
+    if (ready) attention_[l].sum_shared_heads(c, gradients_.layers[l].attention);
     report_ready(fmt::format("layers.{}.", layer), ready);
     progress();
   }
   // 1. The embedding, or back to the stage before.
   if (chunk.begins) {
-    ops_.embedding_backward(g, batch.tokens, gradients_.embedding);
+    embedding_.backward(c, batch.tokens, g, gradients_.embedding);
     if (!shares_embedding()) report_ready("embedding", ready);
   } else {
     travelling->shares = state.routing.shares;
@@ -285,20 +297,25 @@ MicrobatchLosses Model::evaluate(const Microbatch& batch, const Tensor& losses) 
 
 void Model::logits(const Microbatch& batch, const Tensor& logits) {
   forward_only(batch, [&](Context& c, const Chunk& chunk, const Alive& state) {
-    if (chunk.ends) head_.logits(c, weights_.head, state.normed, logits);
+    if (chunk.ends) head_.logits(c, weights_.head, gather(c, state.normed), logits);
   });
 }
 
 std::string Model::first_non_finite(const Microbatch& batch) {
   std::string found;
+  bool seen = false;
+  // Attention mixes the rows of the ranks that share the sequences: the first of them to see it names the place.
   const Look look = [&](const std::string& place, const Tensor& x) {
-    if (found.empty() && !is_finite(x)) found = place;
+    double bad = is_finite(x) ? 0 : 1;
+    if (bad > 0 && !seen) found = place;
+    groups_[GroupKind::sequence].sum({&bad, 1});
+    seen = seen || bad > 0;
   };
   for (const Chunk& chunk : chunks_) {
     Alive& state = acquire(0, 0, 1);
     Context c = context(state.saved, Recompute::none);
     chunk_forward(c, chunk, batch, {}, state, look);
-    if (chunk.ends && is_finite(state.normed)) {
+    if (chunk.ends) {
       const Tensor losses = c.saved.tensor(c.acc(), {batch.tokens_count()});
       head_.forward(c, weights_.head, state.normed, batch.targets, losses);
       look("head", losses);

@@ -176,6 +176,16 @@ class ProfiledOps final : public Ops {
     const Timer timer(times_[28], "cross_entropy");
     inner_->cross_entropy(logits, targets, scale, losses, dlogits);
   }
+  void cross_entropy_part(const Tensor& logits, const Tensor& targets, std::int64_t first,
+                          const Tensor& part) override {
+    const Timer timer(times_[31], "cross_entropy_part");
+    inner_->cross_entropy_part(logits, targets, first, part);
+  }
+  void cross_entropy_of_parts(const Tensor& parts, const Tensor& logits, const Tensor& targets, std::int64_t first,
+                              double scale, const Tensor& losses, const Tensor& dlogits) override {
+    const Timer timer(times_[32], "cross_entropy_of_parts");
+    inner_->cross_entropy_of_parts(parts, logits, targets, first, scale, losses, dlogits);
+  }
   double squared_norm(const Tensor& x) override {
     const Timer timer(times_[29], "squared_norm");
     return inner_->squared_norm(x);
@@ -200,7 +210,7 @@ class ProfiledOps final : public Ops {
   }
 
   std::unique_ptr<Ops> inner_;
-  std::array<Time, 31> times_{};
+  std::array<Time, 33> times_{};
 };
 
 }  // namespace

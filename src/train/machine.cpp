@@ -21,18 +21,9 @@ DType compute_dtype(const DeviceConfig& device) {
   return device.backend == "cpu" && has_native_bf16() ? DType::bf16 : DType::f32;
 }
 
-void refuse_unsupported_axes(const ParallelConfig& parallel) {
-  const std::pair<const char*, int> axes[] = {{"tensor", parallel.tensor}, {"expert_tensor", parallel.expert_tensor}};
-  for (const auto& [name, size] : axes) {
-    if (size == 1) continue;
-    fail(Status::usage, "parallel.{} = {}: this version doesn't run that axis; set parallel.{} = 1", name, size, name);
-  }
-}
-
 }  // namespace
 
 Machine make_machine(const Config& config, const Runtime& runtime) {
-  refuse_unsupported_axes(config.parallel);
   const ParallelConfig& p = config.parallel;
   const PipelineOptions pipeline = pipeline_options(config);
   Machine machine{runtime.groups(

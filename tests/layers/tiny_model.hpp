@@ -58,7 +58,11 @@ inline void fill(Model& model, std::uint64_t seed = 1) {
   ParameterStore& store = model.parameters();
   for (const ShardedTensor& part : store.sharded_masters()) {
     const bool norm = part.name.find("norm") != std::string::npos;
-    RandomStream(seed, Purpose::test, part.name).fill_normal(part.local, 0, norm ? 1.0 : 0.0, norm ? 0.1 : 0.3);
+    const RandomStream stream(seed, Purpose::test, part.name);
+    for_each_run(part, [&](std::int64_t local, std::int64_t global, std::int64_t count) {
+      stream.fill_normal(part.local.reshaped({part.local.elements()}).rows(local, count),
+                         static_cast<std::uint64_t>(global), norm ? 1.0 : 0.0, norm ? 0.1 : 0.3);
+    });
   }
   model.weights_changed();
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "dropcycle/parallel/communicator.hpp"
@@ -214,6 +215,36 @@ TEST_CASE("bytes are counted by the ring's volumes") {
   double number = 1;
   counted(Collective::all_reduce, 0, [&] { group.sum({&number, 1}); });
   CHECK(number == n);
+}
+
+TEST_CASE("all_gather and reduce_scatter of unequal counts are adjoint, with a rank that has no row") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  for (const std::int64_t scale : {1, 700}) {
+    std::vector<std::int64_t> counts;
+    for (int r = 0; r < group.size(); ++r) counts.push_back(r == 1 ? 0 : scale * (2 * r + 1));
+    const std::int64_t rows = counts[static_cast<std::size_t>(group.rank())];
+    const std::int64_t all = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+    std::vector<double> x = draw(13, group.rank(), rows * 5), ax(static_cast<std::size_t>(all * 5));
+    std::vector<double> y = draw(14, group.rank(), all * 5), spent = y, aty(static_cast<std::size_t>(rows * 5));
+    group.all_gather(Tensor(x.data(), Shape{rows, 5}), counts, Tensor(ax.data(), Shape{all, 5}));
+    group.reduce_scatter(Tensor(spent.data(), Shape{all, 5}), counts, Tensor(aty.data(), Shape{rows, 5}));
+    check_adjoint(sum_over_ranks(dot(ax, y)), sum_over_ranks(dot(x, aty)));
+    auto at = ax.begin();
+    for (int r = 0; r < group.size(); ++r) {
+      const std::vector<double> part = draw(13, r, counts[static_cast<std::size_t>(r)] * 5);
+      CHECK(std::equal(part.begin(), part.end(), at));
+      at += std::ssize(part);
+    }
+    // The sum runs in the order of the ranks.
+    std::vector<double> sum = draw(14, 0, all * 5);
+    for (int r = 1; r < group.size(); ++r) {
+      const std::vector<double> other = draw(14, r, all * 5);
+      for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += other[i];
+    }
+    const auto first = std::accumulate(counts.begin(), counts.begin() + group.rank(), std::int64_t{0}) * 5;
+    CHECK(std::equal(aty.begin(), aty.end(), sum.begin() + first));
+  }
 }
 
 TEST_CASE("all_to_all and its exchange of counts are adjoint, with empty pairs") {

@@ -107,8 +107,9 @@ TEST_CASE("counted bytes are the formula's") {
   const int size = world_size();
   std::vector<Layout> layouts = {{}, {.cp = size}, {.pp = size}, {.ep = size}, {.cp = size, .ep = size}};
   if (size == 4) {
-    for (const Layout& layout : {Layout{.cp = 2}, Layout{.pp = 2}, Layout{.ep = 2}, Layout{.cp = 2, .ep = 4},
-                                 Layout{.cp = 2, .pp = 2}, Layout{.pp = 2, .ep = 2}}) {
+    for (const Layout& layout :
+         {Layout{.cp = 2}, Layout{.pp = 2}, Layout{.ep = 2}, Layout{.cp = 2, .ep = 4}, Layout{.cp = 2, .pp = 2},
+          Layout{.pp = 2, .ep = 2}, Layout{.tp = 2}, Layout{.tp = 2, .cp = 2, .ep = 2}, Layout{.tp = 2, .pp = 2}}) {
       layouts.push_back(layout);
     }
   }

@@ -216,7 +216,18 @@ TEST_CASE("resolve fills sizes and names the keys of a broken rule") {
         "train.micro_batch is 3, expected a divisor of train.global_batch (4)");
   CHECK(resolve_message("optimizer.min_learning_rate=1").starts_with("optimizer.min_learning_rate is 1"));
   CHECK(resolve_message("device.compute_dtype=f64").starts_with("device.compute_dtype is 'f64'"));
-  CHECK(resolve_message("parallel.expert=2") == "parallel.expert is 2, expected a divisor of model.experts (3)");
+  CHECK(resolve_message("parallel.expert=2") ==
+        "parallel.expert is 2, expected a divisor of model.experts (3): choose 1 or 3");
+  CHECK(resolve_message("parallel.expert_tensor=3") ==
+        "parallel.expert_tensor is 3, expected a divisor of model.intermediate_size (40): choose 2 or 4");
+  CHECK(resolve_message("parallel.tensor=2") == "");
+  CHECK(resolve_message("parallel.tensor=4") ==
+        "parallel.tensor is 4, expected a divisor of model.heads (6): choose 2");
+  CHECK(resolve_message("parallel.tensor=3") ==
+        "parallel.tensor is 3, expected a divisor or a multiple of model.kv_heads (2): choose 2");
+  CHECK(resolve_message("parallel.tensor=6") ==
+        "parallel.tensor is 6, expected a divisor of train.micro_batch * data.sequence_length / parallel.context "
+        "(1024), the rows of a microbatch: choose 2");
   CHECK(resolve_message("parallel.virtual_stages=2") ==
         "parallel.virtual_stages is 2, expected 1: parallel.schedule is '1f1b', not 'interleaved'");
   CHECK(resolve_message("parallel.schedule=interleaved") ==

@@ -49,11 +49,10 @@ TEST_CASE("conversion to bf16 rounds to nearest even and keeps NaN and infinity"
 
 TEST_CASE("indices out of range and unknown instruction sets are refused") {
   std::vector<float> w(6), y(2);
-  for (const std::int32_t token : {-1, 3}) {
-    std::vector<std::int32_t> tokens{token};
-    CHECK_THROWS_AS(cpu_ops().embedding(Tensor(tokens.data(), {1}), Tensor(w.data(), {3, 2}), Tensor(y.data(), {1, 2})),
-                    Error);
-  }
+  const Tensor matrix(w.data(), {3, 2}), out(y.data(), {1, 2});
+  for (std::int32_t index : {-1, 3}) CHECK_THROWS_AS(cpu_ops().gather_rows(matrix, Tensor(&index, {1}), out), Error);
+  std::int32_t token = 3;
+  CHECK_THROWS_AS(cpu_ops().embedding(Tensor(&token, {1}), matrix, out), Error);
   const char* set = std::getenv("DROPCYCLE_ISA");
   const std::string before = set == nullptr ? "native" : set;
   setenv("DROPCYCLE_ISA", "sse9", 1);
@@ -73,7 +72,7 @@ TEST_CASE("jitter is its own formula on the stream's draws") {
 TEST_CASE("embedding and its adjoint") {
   for (const auto& [rows, width] : kSizes) {
     check_against_float64("embedding", [&](Run& r) {
-      const Tensor tokens = r.indices({rows}, 0, 29), w = r.normal(r.compute, {29, width});
+      const Tensor tokens = r.indices({rows}, -3, 29), w = r.normal(r.compute, {29, width});
       const Tensor y = r.empty(r.compute, {rows, width}), dw = r.normal(r.acc, {29, width});
       r.ops.embedding(tokens, w, y);
       r.ops.embedding_backward(y, tokens, dw);
@@ -232,6 +231,39 @@ TEST_CASE("cross-entropy with ignored rows") {
       r.output("losses", losses);
       r.output("losses alone", alone);
       r.output("dlogits", dlogits);
+    });
+  }
+}
+
+TEST_CASE("cross-entropy over columns on three ranks is that of the whole vocabulary") {
+  for (const std::int64_t vocabulary : {3, 97, 4099}) {
+    check_against_float64("cross_entropy of parts", [&](Run& r) {
+      const Tensor logits = r.normal(r.acc, {23, vocabulary}, 4), targets = r.indices({23}, -1, vocabulary);
+      targets.as<std::int32_t>()[3] = -1;
+      const Tensor losses = r.empty(r.acc, {23}), parts = r.empty(r.acc, {3, 23, 3});
+      const std::int64_t ends[] = {0, vocabulary / 3, vocabulary - 1, vocabulary};
+      std::vector<Tensor> columns;
+      for (int rank = 0; rank < 3; ++rank) {
+        columns.push_back(r.empty(r.acc, {23, ends[rank + 1] - ends[rank]}));
+        r.ops.copy_columns({logits, ends[rank]}, {columns.back(), 0}, columns.back().shape[1]);
+        r.ops.cross_entropy_part(columns.back(), targets, ends[rank], parts[rank]);
+      }
+      const Tensor whole = r.empty(r.acc, {23}), dwhole = r.empty(r.compute, {23, vocabulary});
+      r.ops.cross_entropy(logits, targets, 0.37, whole, dwhole);
+      const Tensor together = r.empty(r.compute, {23, vocabulary});
+      for (int rank = 0; rank < 3; ++rank) {
+        const Tensor dlogits = r.empty(r.compute, columns[static_cast<std::size_t>(rank)].shape);
+        r.ops.cross_entropy_of_parts(parts, columns[static_cast<std::size_t>(rank)], targets, ends[rank], 0.37, losses,
+                                     dlogits);
+        r.ops.copy_columns({dlogits, 0}, {together, ends[rank]}, dlogits.shape[1]);
+      }
+      const auto expected = reference::read(dwhole), found = reference::read(together);
+      for (std::size_t i = 0; r.compute == DType::f64 && i < expected.size(); ++i) {
+        REQUIRE_FALSE(!(std::abs(found[i] - expected[i]) <= 1e-13));
+      }
+      r.output("parts", parts);
+      r.output("losses", losses);
+      r.output("dlogits", together);
     });
   }
 }

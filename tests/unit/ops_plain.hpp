@@ -101,6 +101,7 @@ class PlainOps : public ReferenceOps {
     auto sums = read(dw);
     const std::int64_t h = width(dy);
     for (std::int64_t t = 0; t < dy.shape[0]; ++t) {
+      if (tokens.as<std::int32_t>()[t] < 0) continue;
       for (std::int64_t i = 0; i < h; ++i) sums[at(tokens.as<std::int32_t>()[t] * h + i)] += dyv[at(t * h + i)];
     }
     write(sums, dw);
@@ -356,6 +357,48 @@ class PlainOps : public ReferenceOps {
       loss[at(t)] = top + std::log(sum) - row[target];
       for (std::int64_t i = 0; i < v; ++i) {
         d[at(t * v + i)] = static_cast<float>(scale) * (std::exp(row[i] - top) / sum - (i == target ? 1 : 0));
+      }
+    }
+    write(loss, losses);
+    if (dlogits) write(d, dlogits);
+  }
+
+  void cross_entropy_part(const Tensor& logits, const Tensor& targets, std::int64_t first,
+                          const Tensor& part) override {
+    const auto x = read(logits);
+    const std::int64_t v = width(logits);
+    Floats out(at(part.elements()));
+    for (std::int64_t t = 0; t < logits.shape[0]; ++t) {
+      const float* row = x.data() + t * v;
+      const std::int64_t column = targets.as<std::int32_t>()[t] - first;
+      const float top = *std::max_element(row, row + v);
+      float sum = 0;
+      for (std::int64_t i = 0; i < v; ++i) sum += std::exp(row[i] - top);
+      out[at(3 * t)] = top;
+      out[at(3 * t + 1)] = sum;
+      out[at(3 * t + 2)] = targets.as<std::int32_t>()[t] >= 0 && column >= 0 && column < v ? row[column] : 0;
+    }
+    write(out, part);
+  }
+  void cross_entropy_of_parts(const Tensor& parts, const Tensor& logits, const Tensor& targets, std::int64_t first,
+                              double scale, const Tensor& losses, const Tensor& dlogits) override {
+    const auto x = read(logits), p = read(parts);
+    const std::int64_t v = width(logits), rows = logits.shape[0];
+    Floats loss(at(rows)), d(x.size());
+    for (std::int64_t t = 0; t < rows; ++t) {
+      const std::int32_t target = targets.as<std::int32_t>()[t];
+      if (target < 0) continue;
+      const auto part = [&](std::int64_t r, std::int64_t i) { return p[at(3 * (r * rows + t) + i)]; };
+      float top = part(0, 0), sum = 0, logit = 0;
+      for (std::int64_t r = 1; r < parts.shape[0]; ++r) top = std::max(top, part(r, 0));
+      for (std::int64_t r = 0; r < parts.shape[0]; ++r) {
+        sum += part(r, 1) * std::exp(part(r, 0) - top);
+        logit += part(r, 2);
+      }
+      loss[at(t)] = top + std::log(sum) - logit;
+      for (std::int64_t i = 0; i < v; ++i) {
+        const float one = i + first == target ? 1 : 0;
+        d[at(t * v + i)] = static_cast<float>(scale) * (std::exp(x[at(t * v + i)] - top) / sum - one);
       }
     }
     write(loss, losses);

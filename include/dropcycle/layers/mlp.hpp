@@ -1,6 +1,8 @@
 // The dense feed-forward layer with its norm.
 //
 //   sum = x + delta;  n = rms_norm(sum);  delta' = (silu(n W_gateᵀ) * (n W_upᵀ)) W_downᵀ          (the paper's Eq. 1)
+//
+// Tensor parallelism (tensor_parallel.hpp): W_gate and W_up are column-parallel, W_down row-parallel, F_local = F/TP.
 #pragma once
 
 #include <vector>
@@ -14,19 +16,21 @@ namespace dropcycle {
 template <class T>
 struct MlpParameters {
   T norm;     // [H]
-  T gate_up;  // [2F, H]: gate and up, adjacent in memory
-  T down;     // [H, F]
+  T gate_up;  // [2 F_local, H]: gate and up, adjacent in memory
+  T down;     // [H, F_local]
 };
 
 struct MlpSaved {
   NormSaved norm;
-  Tensor gate_up;    // [T, 2F]
-  Tensor activated;  // [T, F]; empty when it is recomputed
+  Tensor gate_up;    // [T, 2 F_local]
+  Tensor activated;  // [T, F_local]; empty when it is recomputed
 };
 
 class MlpLayer {
  public:
-  explicit MlpLayer(const ModelConfig& config) : config_(config) {}
+  // Throws Error{usage} unless TP divides F.
+  MlpLayer(const ModelConfig& config, const Groups& groups);
+  std::int64_t width() const { return width_; }  // F_local
   // Appends norm, gate, up and down under `prefix`.
   void declare(const std::string& prefix, std::vector<ParameterSpec>& specs) const;
   // As AttentionLayer's.
@@ -37,6 +41,8 @@ class MlpLayer {
 
  private:
   ModelConfig config_;
+  Part part_;
+  std::int64_t width_;
 };
 
 }  // namespace dropcycle

@@ -25,9 +25,6 @@ inline constexpr std::array<GradientGroup, 3> kGradientGroups = {GradientGroup::
                                                                  GradientGroup::expert};
 // The ranks that sum the gradients of `group`.
 GroupKind replicas_of(GradientGroup group);
-// The group of a parameter that isn't split: replicated where TP > 1, else dense.
-GradientGroup whole_group(const Groups& groups);
-
 // One value for each gradient group.
 template <class T>
 class PerGroup {
@@ -50,10 +47,14 @@ class PerGroup {
 struct Part {
   int dim = -1;
   std::int64_t first = 0, count = 0;
+  // The same indices of another dim.
+  Part along(int other) const { return {dim < 0 ? dim : other, first, count}; }
 };
-// Rank r of n's part of `size` indices: [r c, min(size, (r+1) c)) with c = ceil(size / n), perhaps none. All of it
-// where n = 1.
+// This rank's part of `size` indices (piece_of); all of it where it is alone.
 Part part_of(int dim, std::int64_t size, const Communicator& ranks);
+
+// Throws Error{usage} naming both unless ranks.size() divides `size`.
+void check_divides(std::int64_t size, const char* size_key, const Communicator& ranks, const char* ranks_key);
 
 struct ParameterSpec {
   std::string name;  // global name

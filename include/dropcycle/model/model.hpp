@@ -25,10 +25,10 @@ struct LayerParameters {
 
 template <class T>
 struct ModelParameters {
-  T embedding;                             // [V,H]
+  T embedding;                             // [V_local,H]: vocabulary_part()
   std::vector<LayerParameters<T>> layers;  // [L]
   T final_norm;                            // [H]
-  T head;                                  // [V,H]; the embedding when tied
+  T head;                                  // [V_local,H]; the embedding when tied
 };
 
 // What a training microbatch is computed with.
@@ -148,6 +148,9 @@ class Model {
   void report_ready(const std::string& prefix, const GradientsReady& ready) const;
   bool travels(BalanceScope scope) const;
 
+  // Rows of the residual stream on this rank: T/TP. Throws Error{usage} unless TP divides T.
+  std::int64_t local_rows(const Microbatch& batch) const;
+
   // pipeline.cpp: chunks, their memory and messages.
   Communicator& stages() const { return groups_[GroupKind::pp]; }
   Alive& acquire(std::int64_t microbatch, int chunk, std::int64_t promised);
@@ -165,7 +168,7 @@ class Model {
   // What comes after a chunk's layers: the final norm, or x + delta and the shares go to the next stage.
   void chunk_output(Context& context, const Chunk& chunk, const Stream& out, Alive& state, const Look& look);
   void chunk_forward(Context& context, const Chunk& chunk, const Microbatch& batch, const RouterTraining& training,
-                     Alive& state, Look look = {});
+                     Alive& state, const Look& look = {});
   void chunk_backward(Context& context, const Chunk& chunk, const Microbatch& batch, const MicrobatchTraining& training,
                       Alive& state, MicrobatchLosses& losses, const GradientsReady& ready);
   MicrobatchLosses no_losses() const;
@@ -184,6 +187,7 @@ class Model {
   std::vector<AttentionLayer> attention_;
   std::vector<MlpLayer> mlp_;
   std::vector<MoeLayer> moe_;
+  Embedding embedding_;
   LmHead head_;
   ParameterStore store_;
   std::vector<ArrivingWeights> arriving_;

@@ -85,7 +85,7 @@ class Ops {
   // ---- Matrix products. Weights are [O, I], as in a checkpoint.
   // y[T,O] = x[T,I] wᵀ.  y is compute or acc.
   virtual void linear(const Tensor& x, const Weight& w, const Tensor& y) = 0;
-  // dx[T,I] = dy[T,O] w.
+  // dx[T,I] = dy[T,O] w.  dx is compute or acc.
   virtual void linear_dx(const Tensor& dy, const Weight& w, const Tensor& dx) = 0;
   // dw[O,I] += dyᵀ x.  dw is acc.
   virtual void linear_dw(const Tensor& dy, const Tensor& x, const Tensor& dw) = 0;
@@ -111,10 +111,10 @@ class Ops {
   virtual void jitter(const Tensor& x, const RandomStream& stream, std::uint64_t first, double amplitude,
                       const Tensor& y) = 0;
 
-  // ---- Embedding. tokens i32 [T].
-  // y[t] = w[tokens[t]].
+  // ---- Embedding. tokens i32 [T]; negative: a token whose row of w another rank holds.
+  // y[t] = w[tokens[t]]; 0 for a negative token.
   virtual void embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) = 0;
-  // dw[tokens[t]] += dy[t], in the order of t.  dw is acc.
+  // dw[tokens[t]] += dy[t], in the order of t, without negative tokens.  dw is acc.
   virtual void embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) = 0;
 
   // ---- RMSNorm (Zhang and Sennrich, 2019), with the residual addition before it.
@@ -184,6 +184,17 @@ class Ops {
   // dlogits = scale * (softmax - onehot), compute, unless empty.
   virtual void cross_entropy(const Tensor& logits, const Tensor& targets, double scale, const Tensor& losses,
                              const Tensor& dlogits) = 0;
+
+  // The same where each of R ranks holds some columns of the logits: this one the columns [first, first + V_local), at
+  // least one.
+  // part acc [T,3]: largest logit m, Σ exp(logit - m), and the target's logit (0 where another rank holds it).
+  virtual void cross_entropy_part(const Tensor& logits, const Tensor& targets, std::int64_t first,
+                                  const Tensor& part) = 0;
+  // From the ranks' parts [R,T,3]: log-sum-exp = M + log Σ_r s_r exp(m_r - M) with M = max m_r;  losses and this rank's
+  // columns of dlogits (unless empty) as above.
+  virtual void cross_entropy_of_parts(const Tensor& parts, const Tensor& logits, const Tensor& targets,
+                                      std::int64_t first, double scale, const Tensor& losses,
+                                      const Tensor& dlogits) = 0;
 
   // ---- Optimizer, on flat arrays.
   // Σ x², accumulated in double.

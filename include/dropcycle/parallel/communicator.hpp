@@ -70,6 +70,12 @@ class Communicator {
   virtual void all_gather(const Tensor& x, const Tensor& out) = 0;
   // out [N, ...] = this rank's part of Σ x [size*N, ...] (f64, f32, i32). Adjoint: all_gather.
   virtual void reduce_scatter(const Tensor& x, const Tensor& out) = 0;
+  // The same with counts[r] rows of rank r, perhaps none: out [Σ counts, ...] = the ranks' x [counts[r], ...] one after
+  // another. Any type. Adjoint: reduce_scatter of the same counts.
+  virtual void all_gather(const Tensor& x, std::span<const std::int64_t> counts, const Tensor& out) = 0;
+  // out [counts[rank], ...] = this rank's rows of Σ x [Σ counts, ...], added in the order of the ranks (f64, f32, i32);
+  // x is used up. Adjoint: all_gather of the same counts.
+  virtual void reduce_scatter(const Tensor& x, std::span<const std::int64_t> counts, const Tensor& out) = 0;
   // Rows: send[r] rows of x go to rank r, recv[r] rows of out come from rank r, both in rank order. Any type.
   // Adjoint: the same call with send and recv exchanged.
   virtual void all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,

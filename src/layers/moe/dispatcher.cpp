@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "dropcycle/layers/parameter.hpp"
+
 namespace dropcycle {
 namespace {
 
@@ -13,11 +15,11 @@ std::span<std::int64_t> array(Arena& arena, std::int64_t count) {
 }  // namespace
 
 Dispatcher::Dispatcher(const ModelConfig& config, const Groups& groups)
-    : experts_(config.experts), ranks_(groups[GroupKind::ep].size()), local_experts_(experts_ / ranks_) {
-  if (experts_ % ranks_ != 0) {
-    fail(Status::usage, "model.experts = {} can't be shared evenly by parallel.expert = {} ranks: choose a divisor",
-         experts_, ranks_);
-  }
+    : experts_(config.experts),
+      ranks_(groups[GroupKind::ep].size()),
+      local_experts_(experts_ / ranks_),
+      sources_(ranks_ * groups[GroupKind::etp].size()) {
+  check_divides(config.experts, "model.experts", groups[GroupKind::ep], "parallel.expert");
 }
 
 DispatchPlan Dispatcher::plan(Context& c, const Tensor& experts) const {
@@ -48,30 +50,39 @@ DispatchPlan Dispatcher::plan(Context& c, const Tensor& experts) const {
     plan.send[static_cast<std::size_t>(r)] = std::reduce(counts.begin() + first, counts.begin() + last);
     plan.receive[static_cast<std::size_t>(r)] = std::reduce(received.begin() + first, received.begin() + last);
   }
+  Communicator& etp = c.groups[GroupKind::etp];
+  const auto own = array(c.saved, experts_ * etp.size()), all = array(c.saved, experts_ * etp.size());
+  for (std::int64_t r = 0; r < etp.size(); ++r) std::ranges::copy(received, own.begin() + r * experts_);
+  etp.all_to_all_counts(own, all);  // every rank of etp gets this rank's counts
+  plan.gathered = array(c.saved, etp.size());
+  for (std::int64_t r = 0; r < etp.size(); ++r) {
+    const auto first = all.begin() + r * experts_;
+    plan.gathered[static_cast<std::size_t>(r)] = std::reduce(first, first + experts_);
+  }
   // 3. Grouping by local expert.
-  group_received(c, received, plan);
+  group_received(c, all, plan);
   return plan;
 }
 
-void Dispatcher::group_received(Context& c, std::span<const std::int64_t> received, DispatchPlan& plan) const {
+void Dispatcher::group_received(Context& c, std::span<const std::int64_t> counts, DispatchPlan& plan) const {
   plan.offsets = array(c.saved, local_experts_ + 1);
   plan.offsets[0] = 0;
   for (std::int64_t e = 0; e < local_experts_; ++e) {
     std::int64_t rows = 0;
-    for (std::int64_t r = 0; r < ranks_; ++r) rows += received[static_cast<std::size_t>(r * local_experts_ + e)];
+    for (std::int64_t s = 0; s < sources_; ++s) rows += counts[static_cast<std::size_t>(s * local_experts_ + e)];
     plan.offsets[static_cast<std::size_t>(e + 1)] = plan.offsets[static_cast<std::size_t>(e)] + rows;
   }
-  if (ranks_ == 1) return;
+  if (alone()) return;
   plan.group_index = c.saved.tensor(DType::i32, {plan.rows()});
   plan.ungroup_index = c.saved.tensor(DType::i32, {plan.rows()});
   auto* group = plan.group_index.as<std::int32_t>();
   auto* ungroup = plan.ungroup_index.as<std::int32_t>();
   const auto next = array(c.saved, local_experts_);
   std::copy_n(plan.offsets.begin(), local_experts_, next.begin());
-  std::int32_t row = 0;  // in the order of arrival: by source rank, then by local expert
-  for (std::size_t i = 0; i < received.size(); ++i) {
+  std::int32_t row = 0;  // in the order of arrival: by source, then by local expert
+  for (std::size_t i = 0; i < counts.size(); ++i) {
     const std::size_t expert = i % static_cast<std::size_t>(local_experts_);
-    for (std::int64_t n = 0; n < received[i]; ++n, ++row) {
+    for (std::int64_t n = 0; n < counts[i]; ++n, ++row) {
       const std::int64_t grouped = next[expert]++;
       group[grouped] = row;
       ungroup[row] = static_cast<std::int32_t>(grouped);
@@ -80,26 +91,48 @@ void Dispatcher::group_received(Context& c, std::span<const std::int64_t> receiv
 }
 
 Tensor Dispatcher::to_experts(Context& c, const DispatchPlan& plan, const Tensor& rows, Arena& arena) const {
-  const Shape shape{plan.rows(), rows.shape[1]};
-  const Tensor arrived = c.scratch.tensor(rows.dtype, shape);
-  c.groups[GroupKind::ep].all_to_all(rows, plan.send, arrived, plan.receive);
-  const Tensor grouped = arena.tensor(rows.dtype, shape);
+  Communicator& etp = c.groups[GroupKind::etp];
+  const std::int64_t width = rows.shape[1], received = plan.gathered[static_cast<std::size_t>(etp.rank())];
+  // 2. Exchange.
+  Tensor arrived = rows;
+  if (ranks_ > 1) {
+    arrived = c.scratch.tensor(rows.dtype, {received, width});
+    c.groups[GroupKind::ep].all_to_all(rows, plan.send, arrived, plan.receive);
+  }
+  if (etp.size() > 1) {
+    const Tensor all = c.scratch.tensor(rows.dtype, {plan.rows(), width});
+    etp.all_gather(arrived, plan.gathered, all);
+    arrived = all;
+  }
+  // 3. Group.
+  const Tensor grouped = arena.tensor(rows.dtype, {plan.rows(), width});
   c.ops.gather_rows(arrived, plan.group_index, grouped);
   return grouped;
 }
 
 Tensor Dispatcher::dispatch(Context& c, const DispatchPlan& plan, const Tensor& x, Arena& arena) const {
   const Shape shape{plan.token_of_row.shape[0], x.shape[1]};
-  const Tensor sorted = (ranks_ == 1 ? arena : c.scratch).tensor(x.dtype, shape);
+  const Tensor sorted = (alone() ? arena : c.scratch).tensor(x.dtype, shape);
   c.ops.gather_rows(x, plan.token_of_row, sorted);
-  return ranks_ == 1 ? sorted : to_experts(c, plan, sorted, arena);
+  return alone() ? sorted : to_experts(c, plan, sorted, arena);
 }
 
 Tensor Dispatcher::collect(Context& c, const DispatchPlan& plan, const Tensor& grouped, Arena& arena) const {
-  if (ranks_ == 1) return grouped;
-  const Tensor arrived = c.scratch.tensor(grouped.dtype, grouped.shape);
+  if (alone()) return grouped;
+  Communicator& etp = c.groups[GroupKind::etp];
+  const std::int64_t width = grouped.shape[1], received = plan.gathered[static_cast<std::size_t>(etp.rank())];
+  // 3'. Ungroup.
+  Tensor arrived = c.scratch.tensor(grouped.dtype, grouped.shape);
   c.ops.gather_rows(grouped, plan.ungroup_index, arrived);
-  const Tensor rows = arena.tensor(grouped.dtype, {plan.token_of_row.shape[0], grouped.shape[1]});
+  // 2'. Sum and exchange back.
+  if (etp.size() > 1) {
+    const Tensor sum = c.scratch.tensor(grouped.dtype, {received, width});
+    etp.reduce_scatter(arrived, plan.gathered, sum);
+    arrived = (ranks_ > 1 ? c.scratch : arena).tensor(c.compute, {received, width});
+    c.ops.convert(sum, arrived);
+  }
+  if (ranks_ == 1) return arrived;
+  const Tensor rows = arena.tensor(c.compute, {plan.token_of_row.shape[0], width});
   c.groups[GroupKind::ep].all_to_all(arrived, plan.receive, rows, plan.send);
   return rows;
 }
@@ -111,7 +144,7 @@ void Dispatcher::dispatch_backward(Context& c, const DispatchPlan& plan, const T
 }
 
 Tensor Dispatcher::collect_backward(Context& c, const DispatchPlan& plan, const Tensor& drows) const {
-  return ranks_ == 1 ? drows : to_experts(c, plan, drows, c.scratch);
+  return alone() ? drows : to_experts(c, plan, drows, c.scratch);
 }
 
 }  // namespace dropcycle

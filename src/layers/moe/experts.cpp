@@ -4,26 +4,34 @@
 
 namespace dropcycle {
 
+Experts::Experts(const ModelConfig& config, const Groups& groups)
+    : config_(config),
+      part_(part_of(0, config.intermediate_size, groups[GroupKind::etp])),
+      width_(config.intermediate_size / groups[GroupKind::etp].size()) {
+  check_divides(config.intermediate_size, "model.intermediate_size", groups[GroupKind::etp], "parallel.expert_tensor");
+}
+
 void Experts::declare(const std::string& prefix, std::int64_t first, std::int64_t count,
                       std::vector<ParameterSpec>& specs) const {
   const std::int64_t hidden = config_.hidden_size, width = config_.intermediate_size;
-  const auto add = [&](std::int64_t e, const char* matrix, const Shape& shape, const char* block) {
+  const auto add = [&](std::int64_t e, const char* matrix, const Shape& shape, const char* block, const Part& part) {
     specs.push_back({.name = fmt::format("{}experts.{}.{}", prefix, e, matrix),
                      .shape = shape,
                      .group = GradientGroup::expert,
-                     .block = prefix + block});
+                     .block = prefix + block,
+                     .part = part});
   };
   for (std::int64_t e = first; e < first + count; ++e) {
-    add(e, "gate", {width, hidden}, "experts.gate_up");
-    add(e, "up", {width, hidden}, "experts.gate_up");
+    add(e, "gate", {width, hidden}, "experts.gate_up", part_);
+    add(e, "up", {width, hidden}, "experts.gate_up", part_);
   }
-  for (std::int64_t e = first; e < first + count; ++e) add(e, "down", {hidden, width}, "experts.down");
+  for (std::int64_t e = first; e < first + count; ++e) add(e, "down", {hidden, width}, "experts.down", part_.along(1));
 }
 
 void Experts::forward(Context& c, const ExpertParameters<Tensor>& w, std::span<const std::int64_t> offsets,
                       ExpertsSaved& saved, const Tensor& y) const {
   const ArenaScope scope(c.scratch);
-  const std::int64_t rows = offsets.back(), width = config_.intermediate_size;
+  const std::int64_t rows = offsets.back(), width = width_;
   // 1. Gate and up.
   saved.gate_up = c.saved.tensor(c.compute, {rows, 2 * width});
   c.ops.grouped_linear(saved.input, offsets, c.weight(w.gate_up), saved.gate_up);
@@ -40,7 +48,7 @@ void Experts::backward(Context& c, const ExpertParameters<Tensor>& w, const Expe
                        std::span<const std::int64_t> offsets, const ExpertsSaved& saved, const Tensor& dy,
                        const Tensor& dx) const {
   const ArenaScope scope(c.scratch);
-  const std::int64_t rows = offsets.back(), width = config_.intermediate_size;
+  const std::int64_t rows = offsets.back(), width = width_;
   // 3. Down.
   const Tensor dactivated = c.scratch.tensor(c.compute, {rows, width});
   c.ops.grouped_linear_dx(dy, offsets, c.weight(w.down), dactivated);

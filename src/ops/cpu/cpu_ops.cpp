@@ -46,6 +46,23 @@ void check_indices(const Tensor& index, std::int64_t lowest, std::int64_t end, c
   require(good, "{}: an index lies outside [{}, {})", what, lowest, end);
 }
 
+// out[i] = x[index[i]], 0 for a negative index.
+void copy_rows(const Tensor& x, const Tensor& index, const Tensor& out) {
+  const auto* rows = index.as<std::int32_t>();
+  const std::int64_t count = index.elements();
+  const std::int64_t row_bytes = width_of(x) * size_bytes(x.dtype);
+  const auto* from = static_cast<const std::byte*>(x.data);
+  auto* to = static_cast<std::byte*>(out.data);
+#pragma omp parallel for schedule(static) if (count * row_bytes > (1 << 16))
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (rows[i] < 0) {
+      std::memset(to + i * row_bytes, 0, static_cast<std::size_t>(row_bytes));
+    } else {
+      std::memcpy(to + i * row_bytes, from + rows[i] * row_bytes, static_cast<std::size_t>(row_bytes));
+    }
+  }
+}
+
 }  // namespace
 
 CpuOps::CpuOps(const OpsOptions& options)
@@ -128,10 +145,13 @@ void CpuOps::jitter(const Tensor& x, const RandomStream& stream, std::uint64_t f
   }
 }
 
-void CpuOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) { gather_rows(w, tokens, y); }
+void CpuOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) {
+  check_indices(tokens, INT32_MIN, w.shape[0], "embedding");
+  copy_rows(w, tokens, y);
+}
 
 void CpuOps::embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) {
-  check_indices(tokens, 0, dw.shape[0], "embedding_backward");
+  check_indices(tokens, INT32_MIN, dw.shape[0], "embedding_backward");
   kernels_.embedding_backward(type_of(dy), dy.data, tokens.as<std::int32_t>(), dw.as<float>(), rows_of(dy),
                               width_of(dy));
 }
@@ -285,15 +305,7 @@ void CpuOps::sum_rows(const Tensor& x, const Tensor& out) {
 
 void CpuOps::gather_rows(const Tensor& x, const Tensor& index, const Tensor& out) {
   check_indices(index, 0, x.shape[0], "gather_rows");
-  const auto* rows = index.as<std::int32_t>();
-  const std::int64_t count = index.elements();
-  const std::int64_t row_bytes = width_of(x) * size_bytes(x.dtype);
-  const auto* from = static_cast<const std::byte*>(x.data);
-  auto* to = static_cast<std::byte*>(out.data);
-#pragma omp parallel for schedule(static) if (count * row_bytes > (1 << 16))
-  for (std::int64_t i = 0; i < count; ++i) {
-    std::memcpy(to + i * row_bytes, from + rows[i] * row_bytes, static_cast<std::size_t>(row_bytes));
-  }
+  copy_rows(x, index, out);
 }
 
 void CpuOps::combine(const Tensor& z, const Tensor& slots, const Tensor& weights, const Tensor& y) {
@@ -312,6 +324,19 @@ void CpuOps::cross_entropy(const Tensor& logits, const Tensor& targets, double s
   check_indices(targets, INT32_MIN, width_of(logits), "cross_entropy");
   kernels_.cross_entropy(logits.as<float>(), targets.as<std::int32_t>(), static_cast<float>(scale), losses.as<float>(),
                          dlogits ? type_of(dlogits) : Type::f32, dlogits.data, rows_of(logits), width_of(logits));
+}
+
+void CpuOps::cross_entropy_part(const Tensor& logits, const Tensor& targets, std::int64_t first, const Tensor& part) {
+  kernels_.cross_entropy_part(logits.as<float>(), targets.as<std::int32_t>(), first, part.as<float>(), rows_of(logits),
+                              width_of(logits));
+}
+
+void CpuOps::cross_entropy_of_parts(const Tensor& parts, const Tensor& logits, const Tensor& targets,
+                                    std::int64_t first, double scale, const Tensor& losses, const Tensor& dlogits) {
+  kernels_.cross_entropy_of_parts(parts.as<float>(), parts.shape[0], logits.as<float>(), targets.as<std::int32_t>(),
+                                  first, static_cast<float>(scale), losses.as<float>(),
+                                  dlogits ? type_of(dlogits) : Type::f32, dlogits.data, rows_of(logits),
+                                  width_of(logits));
 }
 
 double CpuOps::squared_norm(const Tensor& x) {

@@ -58,6 +58,9 @@ class CpuOps : public Ops {
                         const Tensor& dweights) override;
   void cross_entropy(const Tensor& logits, const Tensor& targets, double scale, const Tensor& losses,
                      const Tensor& dlogits) override;
+  void cross_entropy_part(const Tensor& logits, const Tensor& targets, std::int64_t first, const Tensor& part) override;
+  void cross_entropy_of_parts(const Tensor& parts, const Tensor& logits, const Tensor& targets, std::int64_t first,
+                              double scale, const Tensor& losses, const Tensor& dlogits) override;
   double squared_norm(const Tensor& x) override;
   void adamw(const AdamwArguments& arguments, const Tensor& gradient, const Tensor& master, const Tensor& m,
              const Tensor& v, const Tensor& weight) override;

@@ -47,7 +47,16 @@ void ReferenceOps::jitter(const Tensor& x, const RandomStream& stream, std::uint
   write(values, y);
 }
 
-void ReferenceOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) { gather_rows(w, tokens, y); }
+void ReferenceOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) {
+  const auto ids = read_indices(tokens);
+  const auto wv = read(w);
+  const std::size_t hidden = size(w.shape[1]);
+  std::vector<double> yv(ids.size() * hidden);
+  for (std::size_t t = 0; t < ids.size(); ++t) {
+    for (std::size_t h = 0; ids[t] >= 0 && h < hidden; ++h) yv[t * hidden + h] = wv[size(ids[t]) * hidden + h];
+  }
+  write(yv, y);
+}
 
 void ReferenceOps::embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) {
   const auto ids = read_indices(tokens);
@@ -55,7 +64,7 @@ void ReferenceOps::embedding_backward(const Tensor& dy, const Tensor& tokens, co
   auto dwv = read(dw);
   const std::size_t hidden = size(dw.shape[1]);
   for (std::size_t t = 0; t < ids.size(); ++t) {
-    for (std::size_t h = 0; h < hidden; ++h) dwv[size(ids[t]) * hidden + h] += dyv[t * hidden + h];
+    for (std::size_t h = 0; ids[t] >= 0 && h < hidden; ++h) dwv[size(ids[t]) * hidden + h] += dyv[t * hidden + h];
   }
   write(dwv, dw);
 }
@@ -141,6 +150,49 @@ void ReferenceOps::cross_entropy(const Tensor& logits, const Tensor& targets, do
     if (!dlogits) continue;
     for (std::size_t v = 0; v < vocab; ++v) {
       d[t * vocab + v] = scale * (std::exp(row[v] - top) / sum - (v == size(ids[t]) ? 1.0 : 0.0));
+    }
+  }
+  write(out, losses);
+  if (dlogits) write(d, dlogits);
+}
+
+void ReferenceOps::cross_entropy_part(const Tensor& logits, const Tensor& targets, std::int64_t first,
+                                      const Tensor& part) {
+  const auto lv = read(logits);
+  const auto ids = read_indices(targets);
+  const std::size_t columns = size(logits.shape[1]);
+  std::vector<double> out(3 * ids.size());
+  for (std::size_t t = 0; t < ids.size(); ++t) {
+    const double* row = &lv[t * columns];
+    const double top = *std::max_element(row, row + columns);
+    out[3 * t] = top;
+    for (std::size_t v = 0; v < columns; ++v) out[3 * t + 1] += std::exp(row[v] - top);
+    const std::int64_t column = ids[t] - first;
+    if (ids[t] >= 0 && column >= 0 && column < logits.shape[1]) out[3 * t + 2] = row[column];
+  }
+  write(out, part);
+}
+
+void ReferenceOps::cross_entropy_of_parts(const Tensor& parts, const Tensor& logits, const Tensor& targets,
+                                          std::int64_t first, double scale, const Tensor& losses,
+                                          const Tensor& dlogits) {
+  const auto pv = read(parts), lv = read(logits);
+  const auto ids = read_indices(targets);
+  const std::size_t columns = size(logits.shape[1]), ranks = size(parts.shape[0]), rows = ids.size();
+  std::vector<double> out(rows), d(dlogits ? lv.size() : 0);
+  for (std::size_t t = 0; t < rows; ++t) {
+    if (ids[t] < 0) continue;
+    double top = pv[3 * t], sum = 0, target = 0;
+    for (std::size_t r = 1; r < ranks; ++r) top = std::max(top, pv[3 * (r * rows + t)]);
+    for (std::size_t r = 0; r < ranks; ++r) {
+      const double* part = &pv[3 * (r * rows + t)];
+      sum += part[1] * std::exp(part[0] - top);
+      target += part[2];
+    }
+    out[t] = top + std::log(sum) - target;
+    for (std::size_t v = 0; dlogits && v < columns; ++v) {
+      const bool hit = static_cast<std::int64_t>(v) + first == ids[t];
+      d[t * columns + v] = scale * (std::exp(lv[t * columns + v] - top) / sum - (hit ? 1.0 : 0.0));
     }
   }
   write(out, losses);

@@ -37,6 +37,9 @@ class ReferenceOps : public Ops {
   void swiglu_backward(const Tensor& dy, const Tensor& gate_up, const Tensor& dgate_up, const Tensor& y) override;
   void cross_entropy(const Tensor& logits, const Tensor& targets, double scale, const Tensor& losses,
                      const Tensor& dlogits) override;
+  void cross_entropy_part(const Tensor& logits, const Tensor& targets, std::int64_t first, const Tensor& part) override;
+  void cross_entropy_of_parts(const Tensor& parts, const Tensor& logits, const Tensor& targets, std::int64_t first,
+                              double scale, const Tensor& losses, const Tensor& dlogits) override;
   double squared_norm(const Tensor& x) override;
   void adamw(const AdamwArguments& arguments, const Tensor& gradient, const Tensor& master, const Tensor& m,
              const Tensor& v, const Tensor& weight) override;

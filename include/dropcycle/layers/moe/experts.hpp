@@ -14,32 +14,36 @@ namespace dropcycle {
 
 template <class T>
 struct ExpertParameters {
-  T gate_up;  // [E_local, 2F, H]: each expert's gate and up, adjacent in memory
-  T down;     // [E_local, H, F]
+  T gate_up;  // [E_local, 2 F_local, H]: each expert's gate and up, adjacent in memory
+  T down;     // [E_local, H, F_local]
 };
 
 struct ExpertsSaved {
   Tensor input;      // [M,H]
-  Tensor gate_up;    // [M,2F]
-  Tensor activated;  // [M,F]; empty when it is recomputed
+  Tensor gate_up;    // [M, 2 F_local]
+  Tensor activated;  // [M, F_local]; empty when it is recomputed
 };
 
 class Experts {
  public:
-  explicit Experts(const ModelConfig& config) : config_(config) {}
+  // A rank of etp holds F_local = F/ETP columns of each of its experts. Throws Error{usage} unless ETP divides F.
+  Experts(const ModelConfig& config, const Groups& groups);
+  std::int64_t width() const { return width_; }  // F_local
   // Appends gate, up and down of the experts [first, first + count) under `prefix` ("layers.3.moe.").
   void declare(const std::string& prefix, std::int64_t first, std::int64_t count,
                std::vector<ParameterSpec>& specs) const;
-  // y [M,H] (=) from saved.input.
+  // y [M,H] (=) from saved.input: with ETP > 1, in acc, this rank's part of a sum over etp.
   void forward(Context& context, const ExpertParameters<Tensor>& w, std::span<const std::int64_t> offsets,
                ExpertsSaved& saved, const Tensor& y) const;
-  // dx [M,H] (=), dw +=.
+  // dx [M,H] (=), dw +=; dx is as forward's y.
   void backward(Context& context, const ExpertParameters<Tensor>& w, const ExpertParameters<Tensor>& dw,
                 std::span<const std::int64_t> offsets, const ExpertsSaved& saved, const Tensor& dy,
                 const Tensor& dx) const;
 
  private:
   ModelConfig config_;
+  Part part_;
+  std::int64_t width_;
 };
 
 }  // namespace dropcycle

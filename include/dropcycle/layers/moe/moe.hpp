@@ -30,6 +30,7 @@ struct MoeSaved {
 class MoeLayer {
  public:
   MoeLayer(const ModelConfig& config, std::int64_t layer, const Groups& groups);
+  const Experts& experts() const { return experts_; }
   // Appends norm, router and this rank's experts under `prefix`.
   void declare(const std::string& prefix, std::vector<ParameterSpec>& specs) const;
   // As AttentionLayer's; the layer's row of `statistics` is set.
@@ -46,6 +47,7 @@ class MoeLayer {
   Router router_;
   Dispatcher dispatcher_;
   Experts experts_;
+  bool partial_;  // whether the experts' results are parts of sums over etp
   std::int64_t first_expert_;
 };
 

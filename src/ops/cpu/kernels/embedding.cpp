@@ -1,4 +1,4 @@
-// dw[tokens[t]] += dy[t] in the order of t. A thread owns the rows whose index is congruent to its number, so no two
+// dw[tokens[t]] += dy[t] in the order of t, without negative tokens. A thread owns the rows whose index is congruent to its number, so no two
 // threads write one row and the order of the sums is that of t. Limit: memory bandwidth.
 #include <omp.h>
 
@@ -14,7 +14,7 @@ void embedding_backward(Type type, const void* dy, const std::int32_t* tokens, f
       const std::int32_t threads = omp_get_num_threads();
       const std::int32_t thread = omp_get_thread_num();
       for (std::int64_t t = 0; t < rows; ++t) {
-        if (tokens[t] % threads != thread) continue;
+        if (tokens[t] < 0 || tokens[t] % threads != thread) continue;
         const T* from = static_cast<const T*>(dy) + t * width;
         float* to = dw + tokens[t] * width;
 #pragma omp simd

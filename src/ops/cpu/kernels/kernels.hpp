@@ -71,6 +71,12 @@ struct AttentionArguments {
                             void* dz, float* dweights, std::int64_t rows, std::int64_t top_k, std::int64_t width))     \
   KERNEL(cross_entropy, (const float* logits, const std::int32_t* targets, float scale, float* losses, Type type,      \
                          void* dlogits, std::int64_t rows, std::int64_t width))                                        \
+  KERNEL(cross_entropy_part, (const float* logits, const std::int32_t* targets, std::int64_t first, float* part,       \
+                              std::int64_t rows, std::int64_t width))                                                  \
+  KERNEL(cross_entropy_of_parts,                                                                                       \
+         (const float* parts, std::int64_t ranks, const float* logits, const std::int32_t* targets,                    \
+          std::int64_t first, float scale, float* losses, Type type, void* dlogits, std::int64_t rows,                 \
+          std::int64_t width))                                                                                         \
   KERNEL(attention_scratch, (const AttentionArguments& a, bool backwards, std::int64_t threads, std::int64_t& bytes))  \
   KERNEL(attention, (Type type, const AttentionArguments& a))                                                          \
   KERNEL(attention_backward, (Type type, const AttentionArguments& a))                                                 \

@@ -1,0 +1,47 @@
+#include "dropcycle/layers/embedding.hpp"
+
+#include <algorithm>
+
+#include "dropcycle/layers/tensor_parallel.hpp"
+
+namespace dropcycle {
+
+Part vocabulary_part(std::int64_t vocab_size, const Groups& groups) {
+  Communicator& tp = groups[GroupKind::tp];
+  if (tp.size() == 1) return {0, 0, vocab_size};
+  const Part part = part_of(0, vocab_size, tp);
+  if ((tp.size() - 1) * ((vocab_size + tp.size() - 1) / tp.size()) >= vocab_size) {
+    fail(Status::usage, "model.vocab_size = {} leaves a rank of parallel.tensor = {} without a row: make it smaller",
+         vocab_size, tp.size());
+  }
+  return part;
+}
+
+Tensor Embedding::local(Context& c, const Tensor& tokens) const {
+  if (c.groups[GroupKind::tp].size() == 1) return tokens;
+  const Tensor result = c.scratch.tensor(DType::i32, tokens.shape);
+  const auto* ids = tokens.as<std::int32_t>();
+  std::transform(ids, ids + tokens.elements(), result.as<std::int32_t>(), [&](std::int32_t id) {
+    const std::int64_t row = id - part_.first;
+    return row >= 0 && row < part_.count ? static_cast<std::int32_t>(row) : -1;
+  });
+  return result;
+}
+
+void Embedding::forward(Context& c, const Tensor& w, const Tensor& tokens, const Tensor& y) const {
+  const ArenaScope scope(c.scratch);
+  const Tensor rows = local(c, tokens);
+  scatter_sum(c, y, [&](const Tensor& all) {
+    if (all.dtype == w.dtype) return c.ops.embedding(rows, w, all);
+    const Tensor narrow = c.scratch.tensor(w.dtype, all.shape);
+    c.ops.embedding(rows, w, narrow);
+    c.ops.convert(narrow, all);
+  });
+}
+
+void Embedding::backward(Context& c, const Tensor& tokens, const Tensor& dy, const Tensor& dw) const {
+  const ArenaScope scope(c.scratch);
+  c.ops.embedding_backward(gather(c, dy), local(c, tokens), dw);
+}
+
+}  // namespace dropcycle
