@@ -49,7 +49,7 @@ Numbers compute(const Golden& golden, Ops& ops, DType compute);
 double norm(const std::vector<double>& x);
 // ‖x - y‖.
 double distance(const std::vector<double>& x, const std::vector<double>& y);
-// ‖x - y‖ / ‖y‖; where y is zero: zero if x is too, else infinity.
-double relative_error(const std::vector<double>& x, const std::vector<double>& y);
+// ‖x - y‖ / max(‖y‖, least); 0 where x equals y.
+double relative_error(const std::vector<double>& x, const std::vector<double>& y, double least);
 
 }  // namespace dropcycle::test
