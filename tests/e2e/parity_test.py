@@ -128,6 +128,23 @@ class ParityTest(unittest.TestCase):
             total = sum(int(row[3]) for row in rows)
             self.assertTrue(abs(sum(line["bytes_sent"].values()) - total) <= len(rows), line["bytes_sent"])
 
+    def test_tensor(self):
+        for name, config, layouts, settings in (
+                ("tensor-dense", "dense.toml", [(2, 1, "tensor=2"), (4, 1, "tensor=2")],
+                 ("model.kv_heads=1", "model.tie_embeddings=true", "model.vocab_size=321")),
+                ("tensor-moe", "moe.toml", [(2, 2, "tensor=2"), (4, 2, "tensor=2", "expert_tensor=2"),
+                                            (2, 1, "expert_tensor=2"), (4, 4, "tensor=2", "context=2"),
+                                            (4, 1, "tensor=2", "pipeline=2")],
+                 ("model.experts=4", "train.jitter=0.1", "train.z_coefficient=1e-3", "train.recompute=full",
+                  "data.reset_at_document_end=true"))):
+            expected = self.train(f"{name}-1", config, 1, 1, *settings)
+            for ranks, experts_over, *layout in layouts:
+                run = f"{name}-{ranks}-{experts_over}-{len(layout)}-{layout[-1]}"
+                found = self.train(run, config, ranks, experts_over, *[f"parallel.{setting}" for setting in layout],
+                                   *settings)
+                self.assert_parity(expected, found, run)
+                self.assert_held_out(f"{name}-1", run)
+
     def test_a_rank_whose_experts_get_no_token(self):
         # One token a rank, one expert a token: four tokens seldom reach the experts of all four ranks.
         settings = ("model.experts=12", "model.experts_per_token=1", "data.sequence_length=1", "train.global_batch=4",
@@ -155,12 +172,30 @@ class ParityTest(unittest.TestCase):
         expected = self.train("moved", "moe.toml", 4, 4, *settings)
         shutil.rmtree(self.space.path / "moved" / "step_00000006")  # the checkpoint of step 3 is the newest
         for ranks, experts_over, *layout in ((1, 1), (3, 3), (4, 1), (2, 1, "pipeline=2"),
-                                             (4, 2, "pipeline=2", "shard_optimizer=false")):
-            name = f"moved-{ranks}-{experts_over}"
+                                             (4, 2, "pipeline=2", "shard_optimizer=false"), (4, 4, "tensor=2"),
+                                             (4, 1, "tensor=2", "expert_tensor=2")):
+            name = "-".join(map(str, ("moved", ranks, experts_over, *layout)))
             shutil.copytree(self.space.path / "moved", self.space.path / name)
             found = self.train(name, "moe.toml", ranks, experts_over, *settings,
                                *[f"parallel.{setting}" for setting in layout], resume=True)
             self.assert_parity(expected, found, name)
+
+    def test_upcycling_under_any_layout_gives_the_same_weights(self):
+        self.train("parent", "dense.toml", 1, 1)
+        settings = ("model.experts=4", "init.method=drop", "init.ratio=0.5", "init.from=parent", "train.steps=1",
+                    "optimizer.learning_rate=0", "optimizer.min_learning_rate=0", "optimizer.warmup_steps=0")
+        layouts = ((1, 1, ()), (4, 2, ("parallel.tensor=2", "parallel.expert_tensor=2")),
+                   (4, 2, ("parallel.tensor=2", "parallel.pipeline=2")))
+        exported = []
+        for number, (ranks, experts_over, layout) in enumerate(layouts):
+            self.train(f"child-{number}", "moe.toml", ranks, experts_over, *settings, *layout)
+            self.space.must("export", f"child-{number}", "--output", f"exported-{number}")
+            exported.append({path.name: path.read_bytes()
+                             for path in (self.space.path / f"exported-{number}").glob("*.safetensors")})
+        self.assertTrue(exported[0])
+        for other in exported[1:]:
+            self.assertEqual(list(other), list(exported[0]))
+            self.assertTrue(other == exported[0], "upcycled weights differ")
 
     def test_a_checkpoint_of_a_pipeline_goes_on_without(self):
         settings = ("model.layers=4", "model.tie_embeddings=true", "checkpoint.interval=3", "checkpoint.keep_last=9")
