@@ -112,7 +112,8 @@ class Session {
     }
     DataState data;
     data.sequence_length = config_.data.sequence_length;
-    save_checkpoint(output, checkpoint_info(config_, step_, data, {}), state, rank_group(machine_.groups));
+    save_checkpoint(output, checkpoint_info(config_, step_, data, text_facts(config_)), state,
+                    rank_group(machine_.groups));
   }
 
   std::int64_t step() const { return step_; }
