@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 
 #include "dropcycle/core/file.hpp"
@@ -177,10 +178,11 @@ StepMetrics Run::metrics(std::int64_t step, const StepResult& result, double sec
   const bool moe = config_.model.is_moe();
   const std::int64_t step_tokens = config_.train.global_batch * config_.data.sequence_length;
   const double rate = static_cast<double>(step_tokens) / seconds;
-  std::map<std::string, double> bytes_sent;
+  std::map<std::string, std::int64_t> bytes_sent;
   for (const GroupKind group : kGroupKinds) {
     traffic_[group] += result.traffic[group];
-    if (result.traffic[group].total() > 0) bytes_sent[std::string(name(group))] = result.traffic[group].total();
+    const std::int64_t bytes = std::llround(result.traffic[group].total());
+    if (bytes > 0) bytes_sent[std::string(name(group))] = bytes;
   }
   return {.step = step,
           .tokens = step * step_tokens,

@@ -31,7 +31,7 @@ StepMetrics step_metrics(std::int64_t step) {
           .product_share = 0.4,
           .seconds_left = 125 - t,
           .expert_load = {{0.25, 0.75}, {0.4, 0.6}},
-          .bytes_sent = {{"dense_gradient", 4096 * t}, {"ep", 512}}};
+          .bytes_sent = {{"dense_gradient", 4096 * step}, {"ep", 512}}};
 }
 
 // NaN equals NaN here: both mean unknown.

@@ -29,8 +29,8 @@ struct StepMetrics {
   double tokens_per_second = kUnknown;  // over all ranks
   double product_share = kUnknown;      // model FLOP/s over the machine's measured product FLOP/s, in [0, 1]
   double seconds_left = kUnknown;
-  std::vector<std::vector<double>> expert_load = {};  // [L][E]: share of the layer's T·K assignments, rows sum to 1
-  std::map<std::string, double> bytes_sent = {};      // by rank 0 in each group that sent anything (traffic.hpp)
+  std::vector<std::vector<double>> expert_load = {};    // [L][E]: share of the layer's T·K assignments, rows sum to 1
+  std::map<std::string, std::int64_t> bytes_sent = {};  // by rank 0 in each group that sent anything (traffic.hpp)
 
   bool operator==(const StepMetrics&) const = default;
 };
