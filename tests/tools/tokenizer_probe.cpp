@@ -1,14 +1,14 @@
 // Dropcycle's tokenizers for the Python programs that compare them with the `tokenizers` library.
 //
 //   tokenizer_probe ids TOKENIZER             texts from standard input, ids and decoded texts to standard output
-//   tokenizer_probe time TOKENIZER SECONDS    texts from standard input; the rate of one thread in MB/s, and ids in all
+//   tokenizer_probe time TOKENIZER SECONDS    texts from standard input; MB of text per second of processor time, and ids in all
 //   tokenizer_probe write TOKENIZER FOLDER    write_huggingface()
 //
 // A text is its size in bytes (uint32) and the bytes; ids are their number (uint32) and the ids (int32).
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <iostream>
 #include <iterator>
 #include <string>
@@ -57,11 +57,10 @@ void print_ids(const Tokenizer& tokenizer, const std::vector<std::string_view>& 
 }
 
 void print_rate(const Tokenizer& tokenizer, const std::vector<std::string_view>& texts, double seconds) {
-  using Clock = std::chrono::steady_clock;
   Encoder encoder(tokenizer);
   std::vector<std::int32_t> ids;
   std::size_t bytes = 0, count = 0;
-  const auto start = Clock::now();
+  const std::clock_t start = std::clock();
   double spent = 0;
   do {
     for (const auto text : texts) {
@@ -70,7 +69,7 @@ void print_rate(const Tokenizer& tokenizer, const std::vector<std::string_view>&
       bytes += text.size();
       count += ids.size();
     }
-    spent = std::chrono::duration<double>(Clock::now() - start).count();
+    spent = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   } while (spent < seconds);
   std::printf("%.3f %zu\n", static_cast<double>(bytes) / 1e6 / spent, count);
 }
