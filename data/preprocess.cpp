@@ -14,8 +14,8 @@
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/file.hpp"
 #include "dropcycle/core/progress.hpp"
-#include "dropcycle/data/shard.hpp"
 #include "dropcycle/data/tokenizer.hpp"
+#include "shard_set.hpp"
 #include "text_extractor.hpp"
 #include "text_reader.hpp"
 
@@ -24,8 +24,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kChunkBytes = 1U << 19U;          // of text handed to a worker at once
-constexpr std::uint64_t kShardDocuments = 1ULL << 22U;  // their offsets are kept in memory until commit
+constexpr std::size_t kChunkBytes = 1U << 19U;  // of text handed to a worker at once
 
 struct BadLine {
   LineFault fault;
@@ -207,64 +206,6 @@ class Pipeline {
   std::vector<std::thread> threads_;
 };
 
-// The shards under their prefix: written as <prefix>-00000.h5.part, named <prefix>-00000.h5 only when all are there.
-class ShardSet {
- public:
-  ShardSet(const PreprocessOptions& options, const Tokenizer& tokenizer) : options_(options), tokenizer_(tokenizer) {}
-  ~ShardSet() {
-    writer_.reset();
-    std::error_code ignored;
-    for (std::size_t i = 0; i < named_from_; ++i) fs::remove(part(i), ignored);
-  }
-  ShardSet(const ShardSet&) = delete;
-  ShardSet& operator=(const ShardSet&) = delete;
-
-  void add(std::span<const std::int32_t> document) {
-    if (!writer_) {
-      writer_.emplace(part(named_from_), tokenizer_.digest(), static_cast<std::uint64_t>(tokenizer_.vocab_size()),
-                      options_.source);
-    }
-    writer_->add_document(document);
-    if (writer_->size_bytes() >= options_.max_shard_bytes || writer_->documents() >= kShardDocuments) finish_shard();
-  }
-
-  std::vector<fs::path> commit() {
-    if (writer_) finish_shard();
-    std::vector<fs::path> paths;
-    for (const fs::path& old : existing()) file_system().remove_all(old);
-    for (std::size_t i = 0; i < named_from_; ++i) {
-      paths.emplace_back(fmt::format("{}-{:05}.h5", options_.output, i));
-      file_system().rename(part(i), paths.back());
-    }
-    named_from_ = 0;
-    if (!paths.empty()) file_system().sync_directory(paths.front().parent_path());
-    return paths;
-  }
-
-  // Finished shards of an earlier run with this prefix.
-  std::vector<fs::path> existing() const {
-    std::vector<fs::path> found;
-    for (std::size_t i = 0;; ++i) {
-      fs::path path = fmt::format("{}-{:05}.h5", options_.output, i);
-      if (!fs::exists(path)) return found;
-      found.push_back(std::move(path));
-    }
-  }
-
- private:
-  fs::path part(std::size_t index) const { return fmt::format("{}-{:05}.h5.part", options_.output, index); }
-  void finish_shard() {
-    writer_->commit();
-    writer_.reset();
-    ++named_from_;
-  }
-
-  const PreprocessOptions& options_;
-  const Tokenizer& tokenizer_;
-  std::optional<ShardWriter> writer_;
-  std::size_t named_from_ = 0;  // parts that are finished and not yet named
-};
-
 class Quarantine {
  public:
   explicit Quarantine(std::string path) : path_(std::move(path)) {}
@@ -340,7 +281,8 @@ void check(const PreprocessOptions& options, const Tokenizer& tokenizer) {
 void take(const Chunk& chunk, ShardSet& shards, PreprocessReport& report) {
   std::span<const std::int32_t> rest(chunk.tokens);
   for (const std::size_t size : chunk.documents) {
-    shards.add(rest.first(size));
+    shards.add_tokens(rest.first(size));
+    shards.end_document();
     rest = rest.subspan(size);
   }
   report.documents += chunk.documents.size();
@@ -352,10 +294,7 @@ void take(const Chunk& chunk, ShardSet& shards, PreprocessReport& report) {
 
 PreprocessReport preprocess(const PreprocessOptions& given) {
   PreprocessOptions options = given;
-  const fs::path prefix = options.output;
-  if (prefix.filename().empty())
-    fail(Status::usage, "--output {}: expected a prefix such as shards/en", options.output);
-  if (options.source.empty()) options.source = prefix.filename().string();
+  options.source = source_name(options.output, options.source);
   const Tokenizer tokenizer(options.tokenizer);
   check(options, tokenizer);
   const std::vector<fs::path> files = expand_globs(options.inputs);
@@ -365,12 +304,8 @@ PreprocessReport preprocess(const PreprocessOptions& given) {
     if (!fs::is_regular_file(file)) fail(Status::input, "{}: not found or not a file: check the inputs", file.string());
     total_bytes += fs::file_size(file);
   }
-  ShardSet shards(options, tokenizer);
-  if (const auto old = shards.existing(); !old.empty() && !options.overwrite) {
-    fail(Status::usage, "{}: is there already: choose another --output, or say --overwrite to replace it",
-         old.front().string());
-  }
-  if (prefix.has_parent_path()) fs::create_directories(prefix.parent_path());
+  ShardSet shards({options.output, options.source, tokenizer.digest(),
+                   static_cast<std::uint64_t>(tokenizer.vocab_size()), options.max_shard_bytes, options.overwrite});
 
   Progress progress;
   PreprocessReport report;

@@ -146,7 +146,7 @@ void ShardWriter::State::flush_block() {
   block_used = 0;
 }
 
-void ShardWriter::add_document(std::span<const std::int32_t> tokens) {
+void ShardWriter::add_tokens(std::span<const std::int32_t> tokens) {
   State& state = *state_;
   for (const std::int32_t token : tokens) {
     require(token >= 0 && static_cast<std::uint64_t>(token) < state.info.vocabulary,
@@ -158,8 +158,16 @@ void ShardWriter::add_document(std::span<const std::int32_t> tokens) {
     state.append<std::uint32_t>(tokens);
   }
   state.info.tokens += tokens.size();
-  state.info.documents += 1;
-  state.offsets.push_back(state.info.tokens);
+}
+
+void ShardWriter::end_document() {
+  state_->info.documents += 1;
+  state_->offsets.push_back(state_->info.tokens);
+}
+
+void ShardWriter::add_document(std::span<const std::int32_t> tokens) {
+  add_tokens(tokens);
+  end_document();
 }
 
 std::uint64_t ShardWriter::size_bytes() const {

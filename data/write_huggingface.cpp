@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <tuple>
 #include <unordered_map>
 
 #include "dropcycle/core/error.hpp"
@@ -60,27 +59,34 @@ void check(const Tokenizer& tokenizer, const ModelProto& model) {
   }
 }
 
-// Every way to make a piece of two others, the best piece first. SentencePiece joins the neighbours whose piece has the
-// highest score, so the order within one piece only matters where a run of equal characters could be cut in two ways.
+// Every way to make a piece of two others, the best piece first, of one piece that with the longest left part. For
+// SentencePiece these are equal and the leftmost neighbours are joined: in a run of equal characters those on the left
+// are longer.
 json merges_of(const ModelProto& model) {
   std::unordered_map<std::string_view, std::size_t> ids;
   for (std::size_t id = 0; id < model.pieces.size(); ++id) {
     if (model.pieces[id].type == PieceType::normal) ids.emplace(model.pieces[id].text, id);
   }
-  std::vector<std::tuple<double, std::size_t, std::size_t>> merges;  // minus the score, left, right
+  struct Merge {
+    float score;
+    std::size_t cut, left, right;
+  };
+  std::vector<Merge> merges;
   for (const Piece& piece : model.pieces) {
     if (piece.type != PieceType::normal) continue;
     for (std::size_t cut = 1; cut < piece.text.size(); ++cut) {
       const auto left = ids.find(piece.text.substr(0, cut)), right = ids.find(piece.text.substr(cut));
       if (left != ids.end() && right != ids.end()) {
-        merges.emplace_back(-static_cast<double>(piece.score), left->second, right->second);
+        merges.push_back({piece.score, cut, left->second, right->second});
       }
     }
   }
-  std::sort(merges.begin(), merges.end());
+  std::stable_sort(merges.begin(), merges.end(), [](const Merge& a, const Merge& b) {
+    return a.score != b.score ? a.score > b.score : a.cut > b.cut;
+  });
   json list = json::array();
-  for (const auto& [score, left, right] : merges) {
-    list.push_back({std::string(model.pieces[left].text), std::string(model.pieces[right].text)});
+  for (const Merge& merge : merges) {
+    list.push_back({std::string(model.pieces[merge.left].text), std::string(model.pieces[merge.right].text)});
   }
   return list;
 }
@@ -113,10 +119,9 @@ json unigram_model(const ModelProto& model, std::int32_t unknown) {
 }
 
 json decoder_of(const ModelProto& model) {
-  json steps =
-      json::array({{{"type", "Replace"}, {"pattern", {{"String", kSpaceSign}}}, {"content", " "}},
-                           {{"type", "ByteFallback"}},
-                           {{"type", "Fuse"}}});
+  json steps = json::array({{{"type", "Replace"}, {"pattern", {{"String", kSpaceSign}}}, {"content", " "}},
+                            {{"type", "ByteFallback"}},
+                            {{"type", "Fuse"}}});
   if (model.add_dummy_prefix) steps.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
   return {{"type", "Sequence"}, {"decoders", std::move(steps)}};
 }
@@ -142,9 +147,11 @@ json special_tokens(const Tokenizer& tokenizer) {
 
 void write_json(const fs::path& path, const json& value) { write_file(path, value.dump(2) + "\n"); }
 
-void write_sentencepiece(const Tokenizer& tokenizer, const std::string& bytes, const fs::path& folder) {
+void write_sentencepiece(const Tokenizer& tokenizer, const fs::path& folder) {
+  const std::string bytes = read_file(tokenizer.path());
   const ModelProto model = parse_model_proto(bytes, tokenizer.path().string());
   check(tokenizer, model);
+  copy_tokenizer(tokenizer, folder);
   json added = json::array();
   for (std::size_t id = 0; id < model.pieces.size(); ++id) {
     const Piece& piece = model.pieces[id];
@@ -209,8 +216,11 @@ void copy_tokenizer(const Tokenizer& tokenizer, const fs::path& folder) {
 }
 
 void write_huggingface(const Tokenizer& tokenizer, const fs::path& folder) {
-  copy_tokenizer(tokenizer, folder);
-  if (tokenizer.is_sentencepiece()) write_sentencepiece(tokenizer, read_file(tokenizer.path()), folder);
+  if (tokenizer.is_sentencepiece()) {
+    write_sentencepiece(tokenizer, folder);
+  } else {
+    copy_tokenizer(tokenizer, folder);
+  }
 }
 
 }  // namespace dropcycle

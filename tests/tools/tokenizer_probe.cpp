@@ -1,8 +1,8 @@
 // Dropcycle's tokenizers for the Python programs that compare them with the `tokenizers` library.
 //
 //   tokenizer_probe ids TOKENIZER             texts from standard input, ids and decoded texts to standard output
-//   tokenizer_probe time TOKENIZER SECONDS    texts from standard input; MB of text per second of processor time, and ids in all
-//   tokenizer_probe write TOKENIZER FOLDER    write_huggingface()
+//   tokenizer_probe time TOKENIZER SECONDS    texts from standard input; MB of text per second of processor time, and
+//   ids in all tokenizer_probe write TOKENIZER FOLDER    write_huggingface()
 //
 // A text is its size in bytes (uint32) and the bytes; ids are their number (uint32) and the ids (int32).
 #include <cstdio>

@@ -42,4 +42,24 @@ struct PreprocessReport {
 // Empty lines are passed over; an empty text is a document without ids.
 PreprocessReport preprocess(const PreprocessOptions& options);
 
+// Token files of Megatron-LM (MMapIndexedDataset, version 1): <prefix>.idx and <prefix>.bin.
+//
+//   idx   "MMIDIDX\0\0", version (uint64 = 1), type of a token (uint8: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64,
+//         8 uint16), sequences n (uint64), document bounds m + 1 (uint64), tokens of each sequence (int32 [n]), byte of
+//         each in the .bin (int64 [n]), first sequence of each document and n (int64 [m + 1]); little endian
+//   bin   the tokens of all sequences, one after another
+struct MegatronOptions {
+  std::string prefix;
+  std::filesystem::path tokenizer;  // names the shards' tokenizer and bounds the ids; or
+  std::uint64_t vocabulary = 0;     // ids are below it; the shards then name no tokenizer
+  std::string output, source;       // as above
+  bool overwrite = false;
+  std::uint64_t max_shard_bytes = 1ULL << 30U;
+};
+
+// The documents with their ids as they are, the sequences of each joined. Memory doesn't depend on the input's size.
+// Throws Error{input} naming file, byte and what was expected: another magic, version or type, sizes that don't fit the
+// files, sequences that don't lie one after another, bounds that don't ascend, ids outside the vocabulary.
+PreprocessReport convert_megatron(const MegatronOptions& options);
+
 }  // namespace dropcycle

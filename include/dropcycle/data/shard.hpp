@@ -45,6 +45,9 @@ class ShardWriter {
 
   // A document may be empty. Throws Error{internal} for an id outside the vocabulary.
   void add_document(std::span<const std::int32_t> tokens);
+  // The same bit by bit: a document is what was added since the last one's end.
+  void add_tokens(std::span<const std::int32_t> tokens);
+  void end_document();
   // Of the file, were it committed now.
   std::uint64_t size_bytes() const;
   std::uint64_t documents() const;
