@@ -88,6 +88,7 @@ int run(int argc, char** argv) {
   add_export(app);
   add_compare(app);
   add_config(app);
+  add_plan(app);
   add_train(app);
   add_eval(app);
   add_generate(app);

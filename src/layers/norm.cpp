@@ -2,6 +2,10 @@
 
 namespace dropcycle {
 
+Recompute parse_recompute(std::string_view text) {
+  return text == "full" ? Recompute::full : text == "selective" ? Recompute::selective : Recompute::none;
+}
+
 Tensor norm_forward(Context& context, const Stream& in, const Tensor& w, double epsilon, NormSaved& saved) {
   const Shape shape = in.x.shape;
   saved.sum = in.delta ? context.saved.tensor(context.compute, shape) : in.x;

@@ -60,7 +60,10 @@ PipelineOptions pipeline_options(const Config& config) {
 }
 
 std::vector<Chunk> chunks_of(const ModelConfig& config, const Groups& groups, const PipelineOptions& options) {
-  const int stages = groups[GroupKind::pp].size(), stage = groups[GroupKind::pp].rank();
+  return chunks_of(config, groups[GroupKind::pp].size(), groups[GroupKind::pp].rank(), options);
+}
+
+std::vector<Chunk> chunks_of(const ModelConfig& config, int stages, int stage, const PipelineOptions& options) {
   const auto layers = layers_of_chunks(config.layers, stages, options.virtual_stages, options.layers);
   std::vector<Chunk> result;
   std::int64_t first = 0;

@@ -9,6 +9,7 @@
 #include "dropcycle/core/file.hpp"
 #include "dropcycle/core/log.hpp"
 #include "dropcycle/model/cost.hpp"
+#include "dropcycle/model/plan.hpp"
 #include "dropcycle/train/machine.hpp"
 #include "dropcycle/train/metrics.hpp"
 #include "dropcycle/train/stop_signal.hpp"
@@ -50,6 +51,7 @@ class Run {
   void evaluate(std::int64_t step);
   void save(std::int64_t step);
   void report(const SaveResult& save) const;
+  void report_memory() const;
   StepMetrics metrics(std::int64_t step, const StepResult& result, double seconds);
   void report_traffic(std::int64_t steps) const;
   bool is_root() const { return machine_.groups.world().rank() == 0; }
@@ -84,6 +86,7 @@ RunPosition start_position(const Config& config, Model& model, const AdamW& opti
 
 Machine checked_machine(const Config& config, const Runtime& runtime, Resume resume) {
   Machine machine = make_machine(config, runtime);
+  check_batch(config, machine.groups.topology());
   check_same_everywhere(machine.groups.world(), "configuration", to_toml(config));
   check_output(config, resume);
   machine.groups.world().barrier();  // no rank writes into the folder before all have looked at it
@@ -160,6 +163,21 @@ void Run::report(const SaveResult& save) const {
   log_info("saved {} ({:.1f} MB at {:.2f} GB/s, training stalled {:.0f} ms)", save.folder.string(),
            static_cast<double>(save.size_bytes) / 1e6, static_cast<double>(save.size_bytes) / 1e9 / save.write_seconds,
            1e3 * save.stall_seconds);
+}
+
+void Run::report_memory() const {
+  const auto state = static_cast<double>(model_.parameters().bytes() + optimizer_.bytes());
+  double counted[] = {state + static_cast<double>(model_.peak_activation_bytes()), state};
+  machine_.groups.world().all_reduce_max(Tensor(counted, {2}));
+  if (!is_root()) return;
+  const Plan plan =
+      make_plan(config_, machine_.groups.world().size(),
+                {.compute = machine_.compute, .packed_weights = false, .evaluates = !validation_.empty()});
+  const double planned = plan.fullest().total();
+  log_info(
+      "memory of the fullest rank: {:.1f} MB, {:.1f} of them parameters and optimizer; planned {:.1f} MB ({:+.1f} %{})",
+      counted[0] / 1e6, counted[1] / 1e6, planned / 1e6, 100 * (planned / counted[0] - 1),
+      plan.worst_expert_load > 1 ? ", for an even routing" : "");
 }
 
 void Run::save(std::int64_t step) {
@@ -242,6 +260,7 @@ Status Run::run() {
     return Status::requeue;
   }
   report_traffic(config_.train.steps - position_.step);
+  report_memory();
   const SaveResult final_save = checkpoints_.finish();
   report(final_save);
   if (final_save.state == SaveResult::State::failed) {

@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "dropcycle/model/plan.hpp"
+
 namespace dropcycle {
 namespace {
 
@@ -29,10 +31,6 @@ std::string first_text(Communicator& world, const std::string& text) {
 
 }  // namespace
 
-Recompute parse_recompute(const std::string& text) {
-  return text == "full" ? Recompute::full : text == "selective" ? Recompute::selective : Recompute::none;
-}
-
 Microbatch view(const Batch& batch, std::int64_t count, std::int64_t sequence, bool reset_at_document_end) {
   return {.batch = count,
           .sequence = static_cast<std::int64_t>(batch.tokens.size()) / count,
@@ -51,13 +49,7 @@ TrainingStep::TrainingStep(Model& model, AdamW& optimizer, const Groups& groups,
       groups_(groups),
       config_(config),
       buckets_(PerGroup<GradientBuckets>::of([this](GradientGroup group) { return make_buckets(group); })) {
-  const std::int64_t unit = config.train.micro_batch * groups[GroupKind::dp].size();
-  if (config.train.global_batch % unit != 0) {
-    fail(Status::usage,
-         "train.global_batch = {} can't be cut into microbatches of train.micro_batch = {} on {} data-parallel ranks: "
-         "choose a multiple of {}",
-         config.train.global_batch, config.train.micro_batch, groups[GroupKind::dp].size(), unit);
-  }
+  check_batch(config, groups.topology());
 }
 
 GradientBuckets TrainingStep::make_buckets(GradientGroup group) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "dropcycle/device/arena.hpp"
 #include "dropcycle/ops/ops.hpp"
@@ -30,6 +31,8 @@ enum class Recompute {
   selective,  // norms and SwiGLU products are computed again in backward
   full,       // each layer keeps its input only and runs forward again in backward
 };
+// Of train.recompute.
+Recompute parse_recompute(std::string_view text);
 
 struct Context {
   Ops& ops;

@@ -27,7 +27,9 @@ struct Chunk {
   bool ends = true;    // final norm and head come after it
 };
 
-// The chunks of this rank, in the order of its layers. One chunk with all layers where P = 1.
+// The chunks of a stage, in the order of its layers. One chunk with all layers where P = 1.
+std::vector<Chunk> chunks_of(const ModelConfig& config, int stages, int stage, const PipelineOptions& options);
+// Of this rank.
 std::vector<Chunk> chunks_of(const ModelConfig& config, const Groups& groups, const PipelineOptions& options);
 
 }  // namespace dropcycle

@@ -25,9 +25,6 @@ struct StepResult {
   PerGroupKind<Traffic> traffic;                 // bytes that this rank sent
 };
 
-// "full", "selective", or none of them.
-Recompute parse_recompute(const std::string& text);
-
 // The tensors of a loaded batch of `count` sequences of `sequence` tokens, cut or whole.
 Microbatch view(const Batch& batch, std::int64_t count, std::int64_t sequence, bool reset_at_document_end);
 

@@ -1,0 +1,82 @@
+// What a rank of a layout will hold and send, from the configuration alone: nothing is allocated and no MPI is needed.
+//
+// Sizes on one rank (B sequences of S tokens in a microbatch; c and a: bytes of a compute and of an accumulator number)
+//   g = B S / CP           rows inside products            t = g / TP             rows of the residual stream
+//   q = Nq/TP D,  kv = max(1, Nkv/TP) D,  F' = F/TP,  V' = ceil(V/TP)             columns of split matrices
+//   E' = E/EP experts of F" = F/ETP columns,  m = t K ETP x    their rows, x: load of the fullest rank (below)
+//
+// State, in numbers: of a layer H (2q + 2kv) + 2H, and 3 H F' (dense) or E H + 3 E' H F" (MoE); V' H of embedding and
+// of head (once where tied on one stage); H of the last norm.
+//   weights c (a for norms and routers), gradients a, masters a (none where c = a: the weights are the masters),
+//   moments 2a. A sharded optimizer keeps 1/n of masters and moments, n the replicas: dense CP DP, norms and routers
+//   TP CP DP, experts EDP. packed: the CPU backend's two copies of each matrix in the order of its matrix units, 2c.
+//
+// Saved from forward to backward, in bytes, of one microbatch and layer:
+//   attention  t H c (sum) + t a + t H c (norm's output*) + g (q + 2kv) c + g q c + g Nq/TP a
+//   dense MLP  2 t H c* + t a + g 2F' c + g F' c*
+//   MoE        2 t H c* + t a + t (K (8 + a) + E a + a + 4K) + m (H + 2F" + F"*) c + t K H c + 8m (EP ETP > 1)
+//              (+ m H c where EP ETP = 1, + t H c with jitter)
+//   chunk      2 t H c, and where the model ends 2 t H c + t a + g a + t H c
+//   * not with recompute = selective. recompute = full keeps t H c a layer, and one layer's at a time is made again.
+// times the microbatches that are alive at once: most_alive() of the pipeline's schedule, min(M, P - s) for 1f1b. The
+// gradient between stages takes 2 t H c. scratch is the most that any one layer's forward or backward takes for a
+// while: the largest are g V'-wide blocks of logits of at most 16 Mi numbers per tp rank, and the experts' rows.
+//
+// Expert rows: x = 1 when the router is balanced, and at most EP min(K, E') / K, when every token of the ep group goes
+// to one rank. The plan is made for both.
+//
+// What a rank sends: communication.hpp.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dropcycle/core/config.hpp"
+#include "dropcycle/core/dtype.hpp"
+#include "dropcycle/model/communication.hpp"
+#include "dropcycle/parallel/topology.hpp"
+
+namespace dropcycle {
+
+struct PlanOptions {
+  DType compute = DType::bf16;
+  bool packed_weights = true;  // the CPU backend's
+  bool evaluates = true;       // held-out losses between the steps, which take memory like recompute = full
+  double expert_load = 1;      // x; more than the worst case counts as it
+};
+
+// Bytes on the fullest rank of one pipeline stage.
+struct StagePlan {
+  int stage = 0;
+  std::int64_t layers = 0;
+  std::int64_t alive = 0;  // microbatches' chunks whose activations are alive at once
+  double parameters = 0;   // numbers
+  double weights = 0, gradients = 0, masters = 0, moments = 0, packed = 0;
+  double saved = 0;    // of one microbatch's chunk
+  double scratch = 0;  // everything else that is temporary
+  double state() const { return weights + gradients + masters + moments; }
+  double activations() const { return static_cast<double>(alive) * saved + scratch; }
+  double total() const { return state() + packed + activations(); }
+};
+
+struct Plan {
+  Layout layout;
+  int edp = 1;
+  std::int64_t microbatches = 0;  // M
+  double worst_expert_load = 1;   // x at its worst
+  std::vector<StagePlan> stages;
+  GroupTraffic traffic;  // of a step, by the first rank of the stage that sends most
+  const StagePlan& fullest() const;
+};
+// Bytes of all groups.
+double sent_in_all(const GroupTraffic& traffic);
+
+// `config` is resolved. Throws Error{usage} where the layout doesn't fit the ranks or the model, with the numbers and
+// the nearest valid choices.
+Plan make_plan(const Config& config, int ranks, const PlanOptions& options);
+
+// Throws Error{usage} unless the global batch can be cut into microbatches on every data-parallel rank.
+void check_batch(const Config& config, const Topology& topology);
+
+}  // namespace dropcycle

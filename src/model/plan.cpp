@@ -1,0 +1,141 @@
+#include "dropcycle/model/plan.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "dropcycle/core/error.hpp"
+#include "dropcycle/model/pipeline.hpp"
+#include "plan_sizes.hpp"
+
+namespace dropcycle {
+namespace {
+
+PlanSizes sizes_of(const Config& config, const Topology& topology, const PlanOptions& options) {
+  const ModelConfig& m = config.model;
+  const Layout& l = topology.layout();
+  const auto number = [](std::int64_t value) { return static_cast<double>(value); };
+  PlanSizes s;
+  s.c = number(size_bytes(options.compute));
+  s.a = number(size_bytes(accumulator_of(options.compute)));
+  s.tp = l.tp, s.cp = l.cp, s.ep = l.ep, s.etp = l.etp;
+  s.whole = number(config.train.micro_batch * config.data.sequence_length);
+  s.g = s.whole / l.cp;
+  s.t = s.g / l.tp;
+  s.hidden = number(m.hidden_size);
+  s.heads = number(m.heads) / l.tp;
+  s.q = s.heads * number(m.head_size);
+  s.kv_heads = number(m.kv_heads);
+  s.head_size = number(m.head_size);
+  s.kv = std::max(1.0, s.kv_heads / l.tp) * s.head_size;
+  s.width = number(m.intermediate_size) / l.tp;
+  s.vocab = number((m.vocab_size + l.tp - 1) / l.tp);
+  s.moe = m.is_moe();
+  s.experts = number(m.experts);
+  s.chosen = number(m.experts_per_token);
+  s.local_experts = s.experts / l.ep;
+  s.expert_width = number(m.intermediate_size) / l.etp;
+  s.load = s.moe ? std::min(options.expert_load, l.ep * std::min(s.chosen, s.local_experts) / s.chosen) : 1;
+  s.received = s.t * s.chosen * s.load;
+  s.m = s.received * l.etp;
+  s.jitter = config.train.jitter > 0;
+  s.recompute = config.train.recompute;
+  s.evaluates = options.evaluates;
+  return s;
+}
+
+struct Numbers {
+  double dense = 0, replicated = 0, expert = 0;  // of each gradient group
+  double matrices = 0;                           // that products use
+};
+
+Numbers numbers_of(const PlanSizes& s, const std::vector<Chunk>& chunks, bool tied, bool alone) {
+  Numbers n;
+  double layers = 0;
+  for (const Chunk& chunk : chunks) layers += static_cast<double>(chunk.last - chunk.first);
+  const double attention = s.hidden * (2 * s.q + 2 * s.kv);
+  n.dense = layers * (attention + (s.moe ? 0 : 3 * s.hidden * s.width));
+  n.expert = s.moe ? layers * 3 * s.local_experts * s.hidden * s.expert_width : 0;
+  n.matrices = n.dense + n.expert;
+  n.replicated = layers * (2 * s.hidden + (s.moe ? s.experts * s.hidden : 0));
+  const double vocabulary = s.vocab * s.hidden;
+  const bool begins = chunks.front().begins, ends = chunks.back().ends;
+  if (begins) n.dense += vocabulary;
+  if (ends) {
+    n.replicated += s.hidden;
+    n.matrices += vocabulary;
+    if (!tied || !alone) n.dense += vocabulary;
+  }
+  return n;
+}
+
+void add_state(StagePlan& stage, const PlanSizes& s, const Numbers& n, const Config& config, const Topology& topology,
+               const PlanOptions& options) {
+  const Layout& l = topology.layout();
+  const bool sharded = config.parallel.shard_optimizer;
+  const auto kept = [&](double numbers, int replicas) { return sharded ? numbers / replicas : numbers; };
+  const double narrow = kept(n.dense, l.cp * l.dp) + kept(n.expert, topology.expert_data_parallel());
+  stage.parameters = n.dense + n.replicated + n.expert;
+  stage.weights = (n.dense + n.expert) * s.c + n.replicated * s.a;
+  stage.gradients = stage.parameters * s.a;
+  stage.masters = s.c < s.a ? narrow * s.a : 0;
+  stage.moments = 2 * s.a * (narrow + kept(n.replicated, topology.stage_size()));
+  stage.packed = options.packed_weights ? 2 * s.c * n.matrices : 0;
+}
+
+}  // namespace
+
+const StagePlan& Plan::fullest() const {
+  return *std::ranges::max_element(stages, {}, [](const StagePlan& stage) { return stage.total(); });
+}
+
+double sent_in_all(const GroupTraffic& traffic) {
+  double sum = 0;
+  for (const GroupKind group : kGroupKinds) sum += traffic[group].total();
+  return sum;
+}
+
+void check_batch(const Config& config, const Topology& topology) {
+  const std::int64_t batch = config.train.micro_batch, ranks = topology.layout().dp, unit = batch * ranks;
+  if (config.train.global_batch % unit == 0) return;
+  const std::int64_t below = config.train.global_batch / unit * unit;
+  fail(Status::usage,
+       "train.global_batch = {} can't be cut into microbatches of train.micro_batch = {} on {} data-parallel ranks: "
+       "choose {}{}",
+       config.train.global_batch, batch, ranks, below > 0 ? fmt::format("{} or ", below) : "", below + unit);
+}
+
+Plan make_plan(const Config& config, int ranks, const PlanOptions& options) {
+  const ParallelConfig& p = config.parallel;
+  const Topology topology(
+      {.tp = p.tensor, .cp = p.context, .dp = p.data, .pp = p.pipeline, .etp = p.expert_tensor, .ep = p.expert}, ranks);
+  check_batch(config, topology);
+  const PlanSizes s = sizes_of(config, topology, options);
+  const PipelineOptions pipeline = pipeline_options(config);
+  const Layout& l = topology.layout();
+  Plan plan{.layout = l, .edp = topology.expert_data_parallel()};
+  plan.microbatches = config.train.global_batch / (config.train.micro_batch * l.dp);
+  if (s.moe) plan.worst_expert_load = s.ep * std::min(s.chosen, s.local_experts) / s.chosen;
+  for (int stage = 0; stage < l.pp; ++stage) {
+    const std::vector<Chunk> chunks = chunks_of(config.model, l.pp, stage, pipeline);
+    const Numbers numbers = numbers_of(s, chunks, config.model.tie_embeddings, l.pp == 1);
+    StagePlan made{.stage = stage};
+    for (const Chunk& chunk : chunks) made.layers += chunk.last - chunk.first;
+    made.alive = most_alive(pipeline.schedule, l.pp, plan.microbatches, pipeline.virtual_stages, stage);
+    add_state(made, s, numbers, config, topology, options);
+    add_activations(made, s, chunks, l.pp);
+    plan.stages.push_back(made);
+
+    const Groups groups = Groups::planned(topology, topology.rank_of(0, 0, 0, stage));
+    const GroupTraffic traffic = step_traffic(config.model, groups, pipeline, {.optimizer = p.shard_optimizer},
+                                              {.micro_batch = config.train.micro_batch,
+                                               .sequence = config.data.sequence_length,
+                                               .microbatches = plan.microbatches,
+                                               .compute = options.compute,
+                                               .recompute = parse_recompute(s.recompute)});
+    if (sent_in_all(traffic) > sent_in_all(plan.traffic)) plan.traffic = traffic;
+  }
+  return plan;
+}
+
+}  // namespace dropcycle

@@ -1,0 +1,235 @@
+// The memory of a stage's forward and backward: each function takes and gives back what its layer does, in its order.
+#include <algorithm>
+
+#include "plan_sizes.hpp"
+
+namespace dropcycle {
+namespace {
+
+// An arena without memory.
+struct Ledger {
+  double used = 0, peak = 0;
+  void take(double bytes) { peak = std::max(peak, used += bytes); }
+};
+
+class LedgerScope {
+ public:
+  explicit LedgerScope(Ledger& ledger) : ledger_(ledger), used_(ledger.used) {}
+  ~LedgerScope() { ledger_.used = used_; }
+  LedgerScope(const LedgerScope&) = delete;
+  LedgerScope& operator=(const LedgerScope&) = delete;
+
+ private:
+  Ledger& ledger_;
+  double used_;
+};
+
+class Activations {
+ public:
+  explicit Activations(const PlanSizes& sizes) : s(sizes), selective(sizes.recompute == "selective") {}
+
+  void chunk_forward(const Chunk& chunk, Ledger& saved, bool full) {
+    saved.take(s.t * s.hidden * s.c);
+    if (chunk.begins) embedding();
+    saved.take(s.t * s.hidden * s.c);  // delta
+    for (std::int64_t layer = chunk.first; layer < chunk.last; ++layer) {
+      if (full) {
+        const LedgerScope scope(recompute);
+        layer_forward(recompute, false);
+        saved.take(s.t * s.hidden * s.c);
+      } else {
+        layer_forward(saved, layer > chunk.first);
+      }
+    }
+    if (chunk.ends) saved.take(s.t * (s.hidden * s.c * (full ? 1 : 2) + s.a));
+  }
+  void chunk_backward(const Chunk& chunk, Ledger& saved, bool alone) {
+    const bool full = s.recompute == "full";
+    if (alone) saved.take(s.t * s.hidden * s.c);
+    if (chunk.ends) {
+      saved.take(s.g * s.a + s.t * s.hidden * s.c);
+      head(true);
+    }
+    {
+      const LedgerScope scope(recompute);
+      if (full) {
+        recompute.take(s.t * s.hidden * s.c);
+        layer_forward(recompute, false);
+      }
+      s.moe ? moe_backward() : mlp_backward();
+      attention_backward();
+    }
+    if (!chunk.begins) return;
+    const LedgerScope scope(scratch);
+    gather(s.hidden * s.c);
+    if (s.tp > 1) scratch.take(s.g * 4);
+  }
+  void head(bool backward) {
+    const LedgerScope all(scratch);
+    gather(s.hidden * s.c);
+    const LedgerScope sum(scratch);
+    if (backward && s.tp > 1) scratch.take(s.g * s.hidden * s.a);
+    const double most = std::max(1.0, double(16 << 20) * s.tp / (s.vocab * s.tp)), rows = std::min(s.g, most);
+    const LedgerScope block(scratch);
+    scratch.take(rows * s.vocab * (s.a + (backward ? s.c : 0)));
+    if (s.tp > 1) scratch.take(rows * 3 * s.a * (1 + s.tp));
+  }
+
+  Ledger scratch, recompute;
+
+ private:
+  void gather(double row_bytes) {
+    if (s.tp > 1) scratch.take(s.g * row_bytes);
+  }
+  void scatter_sum(double columns) {
+    if (s.tp == 1) return;
+    const LedgerScope scope(scratch);
+    scratch.take(s.g * columns * s.a + (s.c < s.a ? s.t * columns * s.a : 0));
+  }
+  void norm_forward(Ledger& saved, bool has_delta) {
+    saved.take((has_delta ? s.t * s.hidden * s.c : 0) + s.t * s.a);
+    (selective ? scratch : saved).take(s.t * s.hidden * s.c);
+  }
+  void norm_output() {
+    if (selective) scratch.take(s.t * s.hidden * s.c);
+  }
+  void embedding() {
+    const LedgerScope scope(scratch);
+    if (s.tp == 1) return;
+    scratch.take(s.g * 4 + s.g * s.hidden * (s.a + (s.c < s.a ? s.c : 0)));
+    if (s.c < s.a) scratch.take(s.t * s.hidden * s.a);
+  }
+  void layer_forward(Ledger& saved, bool has_delta) {
+    attention_forward(saved, has_delta);
+    s.moe ? moe_forward(saved) : mlp_forward(saved);
+  }
+
+  void gather_keys() {
+    if (s.cp == 1) return;
+    scratch.take(s.g * 2 * s.kv * s.c + s.whole * 2 * s.kv * s.c);
+    const LedgerScope scope(scratch);
+    scratch.take(s.whole * (2 * s.kv * s.c + 4));
+  }
+  void attention_forward(Ledger& saved, bool has_delta) {
+    const LedgerScope scope(scratch);
+    norm_forward(saved, has_delta);
+    saved.take(s.g * (s.q + 2 * s.kv) * s.c);
+    gather(s.hidden * s.c);
+    saved.take(s.g * (s.q * s.c + s.heads * s.a));
+    {
+      const LedgerScope keys(scratch);
+      gather_keys();
+    }
+    scatter_sum(s.hidden);
+  }
+  void attention_backward() {
+    const LedgerScope scope(scratch);
+    scratch.take(s.g * s.q * s.c);
+    gather(s.hidden * s.c);
+    scratch.take(s.g * (s.q + 2 * s.kv) * s.c);
+    if (s.cp > 1) {
+      const LedgerScope keys(scratch);
+      gather_keys();
+      scratch.take((s.whole + s.g) * 2 * s.kv * s.a);
+      scratch.take(s.whole * (2 * s.kv * s.a + 4));
+    }
+    products_input_backward();
+  }
+  // dx of a column-parallel product, and its input again for dw.
+  void products_input_backward() {
+    scratch.take(s.t * s.hidden * s.c);
+    scatter_sum(s.hidden);
+    norm_output();
+    gather(s.hidden * s.c);
+  }
+  void mlp_forward(Ledger& saved) {
+    const LedgerScope scope(scratch);
+    norm_forward(saved, true);
+    saved.take(s.g * 2 * s.width * s.c);
+    gather(s.hidden * s.c);
+    (selective ? scratch : saved).take(s.g * s.width * s.c);
+    scatter_sum(s.hidden);
+  }
+  void mlp_backward() {
+    const LedgerScope scope(scratch);
+    scratch.take(s.g * s.width * s.c);
+    gather(s.hidden * s.c);
+    scratch.take(s.g * s.width * (selective ? 3 : 2) * s.c);
+    products_input_backward();
+  }
+
+  bool experts_alone() const { return s.ep * s.etp == 1; }
+  // Of the experts' results: summed over etp in acc.
+  double partial() const { return s.etp > 1 ? s.a : s.c; }
+  void to_experts(Ledger& arena) {
+    if (s.ep > 1) scratch.take(s.received * s.hidden * s.c);
+    if (s.etp > 1) scratch.take(s.m * s.hidden * s.c);
+    arena.take(s.m * s.hidden * s.c);
+  }
+  void collect(Ledger& arena) {
+    if (experts_alone()) return;
+    scratch.take(s.m * s.hidden * partial());
+    if (s.etp > 1) {
+      scratch.take(s.received * s.hidden * s.a);
+      (s.ep > 1 ? scratch : arena).take(s.received * s.hidden * s.c);
+    }
+    if (s.ep > 1) arena.take(s.t * s.chosen * s.hidden * s.c);
+  }
+  void moe_forward(Ledger& saved) {
+    const LedgerScope scope(scratch);
+    norm_forward(saved, true);
+    if (s.jitter) saved.take(s.t * s.hidden * s.c);
+    {
+      const LedgerScope router(scratch);
+      scratch.take(s.t * s.experts * s.a);
+    }
+    saved.take(s.t * (s.chosen * (4 + s.a) + s.experts * s.a + s.a));
+    saved.take(s.t * s.chosen * 8 + (experts_alone() ? 0 : 8 * s.m));
+    (experts_alone() ? saved : scratch).take(s.t * s.chosen * s.hidden * s.c);
+    if (!experts_alone()) to_experts(saved);
+    (experts_alone() ? saved : scratch).take(s.m * s.hidden * partial());
+    saved.take(s.m * 2 * s.expert_width * s.c);
+    {
+      const LedgerScope experts(scratch);
+      (selective ? scratch : saved).take(s.m * s.expert_width * s.c);
+    }
+    collect(saved);
+  }
+  void moe_backward() {
+    const LedgerScope scope(scratch);
+    scratch.take(s.t * s.chosen * (s.hidden * s.c + s.a));
+    if (!experts_alone()) to_experts(scratch);
+    scratch.take(s.m * s.hidden * partial());
+    {
+      const LedgerScope experts(scratch);
+      scratch.take(s.m * s.expert_width * (selective ? 4 : 3) * s.c);
+    }
+    scratch.take(s.t * s.hidden * s.c);
+    collect(scratch);
+    norm_output();
+    scratch.take(s.t * s.experts * s.a + (s.jitter ? s.t * s.hidden * s.c : 0));
+  }
+
+  const PlanSizes& s;
+  const bool selective;
+};
+
+}  // namespace
+
+void add_activations(StagePlan& stage, const PlanSizes& sizes, const std::vector<Chunk>& chunks, int stages) {
+  Activations activations(sizes);
+  for (const Chunk& chunk : chunks) {
+    Ledger saved;
+    activations.chunk_forward(chunk, saved, sizes.recompute == "full");
+    activations.chunk_backward(chunk, saved, chunk.begins && chunk.ends);
+    stage.saved = std::max(stage.saved, saved.peak);
+    if (!sizes.evaluates) continue;
+    Ledger evaluated;
+    activations.chunk_forward(chunk, evaluated, true);
+    if (chunk.ends) activations.head(false);
+  }
+  const double travelling = stages > 1 ? kGradientBuffers * sizes.t * sizes.hidden * sizes.c : 0;
+  stage.scratch = activations.scratch.peak + activations.recompute.peak + travelling;
+}
+
+}  // namespace dropcycle

@@ -1,0 +1,29 @@
+// Sizes on one rank, as plan.hpp names them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "dropcycle/model/pipeline.hpp"
+#include "dropcycle/model/plan.hpp"
+
+namespace dropcycle {
+
+struct PlanSizes {
+  double c = 2, a = 4;                          // bytes
+  double tp = 1, cp = 1, ep = 1, etp = 1;       // ranks
+  double whole = 0, g = 0, t = 0;               // rows: B S, inside products, of the residual stream
+  double hidden = 0, heads = 0, q = 0, kv = 0;  // columns on this rank; heads: queries'
+  double kv_heads = 0, head_size = 0;           // of the model
+  double width = 0, vocab = 0;                  // F', V'
+  bool moe = false;
+  double experts = 0, chosen = 0, local_experts = 0, expert_width = 0;
+  double load = 1, received = 0, m = 0;  // x; rows after the exchange over ep; the experts' rows
+  bool jitter = false, evaluates = true;
+  std::string recompute;
+};
+
+// Fills saved and scratch.
+void add_activations(StagePlan& stage, const PlanSizes& sizes, const std::vector<Chunk>& chunks, int stages);
+
+}  // namespace dropcycle
