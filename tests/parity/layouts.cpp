@@ -25,6 +25,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dropcycle/data/shard.hpp"
+#include "dropcycle/model/plan.hpp"
 #include "dropcycle/train/machine.hpp"
 #include "dropcycle/train/training_step.hpp"
 #include "run_state.hpp"
@@ -61,9 +62,11 @@ class Session {
   Session(const Config& config, const Runtime& runtime)
       : config_(config),
         machine_(make_machine(config, runtime)),
-        model_(config.model, machine_.groups, *machine_.ops, machine_.compute, pipeline_options(config)),
+        model_(config.model, machine_.groups, *machine_.ops, machine_.compute, machine_.pipeline,
+               {.optimizer = config.parallel.shard_optimizer, .bucket_bytes = config.parallel.bucket_bytes}),
         optimizer_(model_, machine_.groups, config.optimizer),
-        training_(model_, optimizer_, machine_.groups, config) {}
+        training_(model_, optimizer_, machine_.groups, config),
+        dataset_(config.data, config.model.vocab_size) {}
 
   void start(const std::string& from) {
     if (from.empty()) {
@@ -80,12 +83,11 @@ class Session {
   void train(std::int64_t steps, Course& course) {
     const Communicator &data = machine_.groups[GroupKind::dp], &context = machine_.groups[GroupKind::cp];
     const std::int64_t batch = config_.train.global_batch;
-    const Dataset dataset(config_.data, config_.model.vocab_size);
-    BatchLoader loader(dataset, {.first_sample = static_cast<std::uint64_t>(step_ * batch),
-                                 .global_batch = batch,
-                                 .micro_batch = config_.train.micro_batch,
-                                 .data_rank = data.rank(),
-                                 .data_ranks = data.size()});
+    BatchLoader loader(dataset_, {.first_sample = static_cast<std::uint64_t>(step_ * batch),
+                                  .global_batch = batch,
+                                  .micro_batch = config_.train.micro_batch,
+                                  .data_rank = data.rank(),
+                                  .data_ranks = data.size()});
     for (const std::int64_t last = step_ + steps; step_ < last;) {
       std::vector<Batch> batches;
       for (std::int64_t m = 0; m < loader.micro_batches(); ++m) {
@@ -94,7 +96,7 @@ class Session {
       machine_.groups.world().barrier();
       const auto start = Clock::now();
       const StepResult result =
-          training_.run(++step_, batches, [&](std::uint64_t sample) { return dataset.describe(sample); });
+          training_.run(++step_, batches, [&](std::uint64_t sample) { return dataset_.describe(sample); });
       machine_.groups.world().barrier();
       course.seconds.push_back(seconds_since(start));
       course.losses.push_back(result.loss);
@@ -104,16 +106,33 @@ class Session {
   }
 
   void save(const std::string& output) {
-    const ParameterStore& store = model_.parameters();
     auto state = state_tensors(model_, optimizer_, machine_.groups);
-    state.push_back({"gradient", store.sharded_gradients()});
-    for (std::size_t i = 0; i < store.specs().size(); ++i) {
-      state.back().tensors[i].writer = state.front().tensors[i].writer;
-    }
-    DataState data;
-    data.sequence_length = config_.data.sequence_length;
+    const auto gradients = PerGroup<OwnedTensor>::of([this](GradientGroup group) { return kept_gradients(group); });
+    const auto views = PerGroup<Tensor>::of([&](GradientGroup group) { return gradients[group].view(); });
+    const auto writes =
+        PerGroup<bool>::of([this](GradientGroup group) { return machine_.groups[replicas_of(group)].rank() == 0; });
+    state.push_back({"gradient", model_.parameters().sharded(views, writes)});
+    const DataState data = dataset_.state(static_cast<std::uint64_t>(step_ * config_.train.global_batch));
     save_checkpoint(output, checkpoint_info(config_, step_, data, text_facts(config_)), state,
                     rank_group(machine_.groups));
+  }
+
+  // Bytes of the fullest rank: all, parameters and optimizer, activations. Counted; by the plan; and by the plan for
+  // the worst routing.
+  json memory() const {
+    PlanOptions options{.compute = machine_.compute, .packed_weights = false, .evaluates = false};
+    const auto state = static_cast<double>(model_.parameters().bytes() + optimizer_.bytes());
+    const auto activations = static_cast<double>(model_.peak_activation_bytes());
+    double counted[] = {state + activations, state, activations};
+    machine_.groups.world().all_reduce_max(Tensor(counted, {std::ssize(counted)}));
+    const auto planned = [&] {
+      const Plan plan = make_plan(config_, machine_.groups.world().size(), options);
+      return std::vector<double>{plan.fullest().total(), plan.fullest().state(), plan.fullest().activations()};
+    };
+    json report = {{"counted", counted}, {"planned", planned()}};
+    options.expert_load = std::numeric_limits<double>::infinity();
+    report["worst"] = planned();
+    return report;
   }
 
   std::int64_t step() const { return step_; }
@@ -121,11 +140,23 @@ class Session {
   const Model& model() const { return model_; }
 
  private:
+  // Of what this rank keeps, laid out as its masters and moments.
+  OwnedTensor kept_gradients(GradientGroup group) const {
+    const ParameterStore& store = model_.parameters();
+    OwnedTensor kept(accumulator_of(store.compute()), {store.kept_elements(group)});
+    for (const KeptRange& range : store.kept(group)) {
+      const std::int64_t count = range.last - range.first;
+      model_.ops().convert(store.gradients(group).rows(range.first, count), kept.view().rows(range.at, count));
+    }
+    return kept;
+  }
+
   Config config_;
   Machine machine_;
   Model model_;
   AdamW optimizer_;
   TrainingStep training_;
+  Dataset dataset_;
   std::int64_t step_ = 0;
 };
 
@@ -194,6 +225,7 @@ json run(const Job& job, const std::string& base, const Runtime& runtime) {
   report["gradient_norms"] = course.gradient_norms;
   report["seconds"] = course.seconds;
   report["start_seconds"] = started;
+  report["memory"] = session->memory();
   report["most_alive"] = session->model().most_alive();
   report["compared"] = json::array();
   for (const std::string& reference : job.references) {
