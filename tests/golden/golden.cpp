@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "dropcycle/core/file.hpp"
@@ -86,16 +85,14 @@ Golden::Golden(const std::filesystem::path& path)
   resolve(config_);
   std::uint64_t length = 0;
   if (data_.size() >= sizeof length) std::memcpy(&length, data_.data(), sizeof length);
-  if (!(length > 0 && length < data_.size())) fail(Status::input, "{}: not a safetensors file", path_);
-  const auto header = nlohmann::json::parse(data_.substr(sizeof length, length));
-  for (const auto& [tensor, about] : header.items()) {
-    const std::size_t begin = about.at("data_offsets").at(0), end = about.at("data_offsets").at(1);
-    entries_[tensor] = {about.at("dtype"), about.at("shape"), sizeof length + length + begin, end - begin};
-    if (entries_[tensor].offset + entries_[tensor].size > data_.size()) fail(Status::input, "{}: cut off", path_);
+  if (!(length > 0 && length < data_.size() - sizeof length)) fail(Status::input, "{}: not a safetensors file", path_);
+  const std::uint64_t data_bytes = data_.size() - sizeof length - length;
+  for (const auto& found : parse_safetensors_header(data_.substr(sizeof length, length), data_bytes, path_)) {
+    entries_[found.name] = found;
   }
 }
 
-const Golden::Entry& Golden::entry(const std::string& tensor) const {
+const SafetensorsEntry& Golden::entry(const std::string& tensor) const {
   const auto place = entries_.find(tensor);
   if (place == entries_.end()) fail(Status::input, "{}: no tensor '{}': run tools/golden", path_, tensor);
   return place->second;
@@ -104,11 +101,11 @@ const Golden::Entry& Golden::entry(const std::string& tensor) const {
 const std::vector<std::int64_t>& Golden::shape(const std::string& tensor) const { return entry(tensor).shape; }
 
 std::vector<double> Golden::values(const std::string& tensor) const {
-  const Entry& found = entry(tensor);
+  const SafetensorsEntry& found = entry(tensor);
   const char* data = data_.data() + found.offset;
-  if (found.dtype == "F64") return widened<double>(data, found.size);
-  if (found.dtype == "F32") return widened<float>(data, found.size);
-  if (found.dtype == "I32") return widened<std::int32_t>(data, found.size);
+  if (found.dtype == "F64") return widened<double>(data, found.size_bytes);
+  if (found.dtype == "F32") return widened<float>(data, found.size_bytes);
+  if (found.dtype == "I32") return widened<std::int32_t>(data, found.size_bytes);
   fail(Status::input, "{}: tensor '{}' is of type {}", path_, tensor, found.dtype);
 }
 

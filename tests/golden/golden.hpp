@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "dropcycle/checkpoint/safetensors.hpp"
 #include "dropcycle/core/config.hpp"
 #include "dropcycle/ops/ops.hpp"
 
@@ -26,16 +27,11 @@ class Golden {
   std::vector<std::string> names(const std::string& prefix) const;
 
  private:
-  struct Entry {
-    std::string dtype;
-    std::vector<std::int64_t> shape;
-    std::size_t offset, size;
-  };
-  const Entry& entry(const std::string& tensor) const;
+  const SafetensorsEntry& entry(const std::string& tensor) const;
 
   std::string name_, path_, data_;
   Config config_;
-  std::map<std::string, Entry> entries_;
+  std::map<std::string, SafetensorsEntry> entries_;
 };
 
 // All models of tests/golden/models, or of the folder that the environment variable DROPCYCLE_GOLDEN names.

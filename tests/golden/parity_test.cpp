@@ -35,9 +35,17 @@ struct Bound {
   double most;
 };
 
+// What PyTorch has: its float64 where its float32 is off by more than half the bound itself. With K = 1 the language
+// loss's part of a router's gradient is zero but for rounding, which may outweigh the balancing loss's part.
+std::vector<double> expected(const Golden& golden, const std::string& precision, const std::string& name, double most) {
+  std::vector<double> theirs = golden.values(precision + "/" + name), exact = golden.values("f64/" + name);
+  return relative_error(theirs, exact, 0) <= most / 2 ? theirs : exact;
+}
+
 // The largest error of the numbers that are `quantity` or start with "quantity/", and whose it is.
 std::pair<double, std::string> worst_error(const Golden& golden, const Numbers& ours, const std::string& precision,
-                                           const std::string& quantity) {
+                                           const Bound& bound) {
+  const std::string& quantity = bound.quantity;
   std::pair<double, std::string> worst{0, ""};
   int found = 0;
   for (const auto& [name, values] : ours) {
@@ -45,7 +53,7 @@ std::pair<double, std::string> worst_error(const Golden& golden, const Numbers& 
     const std::string theirs = name == "cached logits" ? "logits" : name;
     // A gradient that is zero but for rounding is compared with the rounding of the whole.
     const double least = name.starts_with("gradient/") ? 1e-7 * ours.at("gradient_norm").at(0) : 0;
-    const double error = relative_error(values, golden.values(precision + "/" + theirs), least);
+    const double error = relative_error(values, expected(golden, precision, theirs, bound.most), least);
     ++found;
     if (!(error <= worst.first)) worst = {error, name};
   }
@@ -60,9 +68,10 @@ void check_against(const std::string& precision, DType compute_type, const std::
              "| model                          | quantity      | measured | bound | worst tensor");
   for (const Golden& golden : load_goldens()) {
     const Numbers ours = compute(golden, *ops, compute_type);
-    for (const auto& [quantity, most] : bounds) {
+    for (const Bound& bound : bounds) {
+      const auto& [quantity, most] = bound;
       if (quantity == "balance" && !golden.config().model.is_moe()) continue;
-      const auto [error, name] = worst_error(golden, ours, precision, quantity);
+      const auto [error, name] = worst_error(golden, ours, precision, bound);
       std::printf("| %-30s | %-13s | %.2e  | %.0e | %s\n", golden.name().c_str(), quantity.c_str(), error, most,
                   name.c_str());
       CAPTURE(golden.name());
