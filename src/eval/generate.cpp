@@ -39,6 +39,12 @@ std::int32_t sample_token(std::span<const float> logits, const GenerateOptions& 
 std::vector<std::int32_t> generate(Model& model, std::span<const std::int32_t> prompt, const GenerateOptions& options,
                                    const std::function<void(std::int32_t)>& on_token) {
   if (prompt.empty()) fail(Status::usage, "the prompt has no token: give some text, or a tokenizer with a begin token");
+  for (const std::int32_t id : prompt) {
+    if (id < 0 || id >= model.config().vocab_size) {
+      fail(Status::input, "the prompt has token {}, but the model's vocabulary ends before {}: give its own tokenizer",
+           id, model.config().vocab_size);
+    }
+  }
   Decoder decoder(model, static_cast<std::int64_t>(prompt.size()) + options.tokens);
   const RandomStream stream(options.seed, Purpose::generate, "tokens");
   std::vector<float> logits = decoder.append(prompt);
