@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <simdjson.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -79,11 +80,38 @@ class Json {
   const std::string* file_;
 };
 
+// `json` with every whole number of more than 19 digits outside strings as one with an exponent, which simdjson takes.
+// transformers writes 1000000000000000019884624838656 for a length without limit.
+inline std::string with_long_numbers(const std::string& json) {
+  std::string result;
+  bool quoted = false;
+  for (std::size_t i = 0; i < json.size();) {
+    const std::size_t end = quoted ? i : std::min(json.find_first_not_of("0123456789", i), json.size());
+    if (end == i) {
+      if (json[i] == '"') quoted = !quoted;
+      const std::size_t taken = quoted && json[i] == '\\' ? 2 : 1;
+      result.append(json, i, taken);
+      i += taken;
+      continue;
+    }
+    result.append(json, i, end - i);
+    const bool part_of_another =
+        (i > 0 && std::string_view(".+eE").find(json[i - 1]) != std::string_view::npos) ||
+        (end < json.size() && std::string_view(".eE").find(json[end]) != std::string_view::npos);
+    if (end - i > 19 && !part_of_another) result += "e0";
+    i = end;
+  }
+  return result;
+}
+
 class JsonFile {
  public:
   // Throws Error{input} naming `file` if `bytes` isn't JSON.
   JsonFile(std::string file, const std::string& bytes) : file_(std::move(file)) {
-    const auto error = parser_.parse(bytes).get(root_);
+    auto error = parser_.parse(bytes).get(root_);
+    if (error == simdjson::NUMBER_ERROR) {
+      error = parser_.parse(with_long_numbers(bytes)).get(root_);
+    }
     if (error != simdjson::SUCCESS) {
       fail(Status::input, "{}: isn't JSON ({}): give a whole file", file_, simdjson::error_message(error));
     }
