@@ -97,8 +97,8 @@ void AttentionLayer::backward(Context& c, const AttentionParameters<Tensor>& w, 
   const ArenaScope scope(c.scratch);
   const AttentionShape s = shape(batch);
   // 5. Output projection.
+  const Tensor dy = gather(c, in_compute(c, g));
   const Tensor dattended = c.scratch.tensor(c.compute, saved.attended.shape);
-  const Tensor dy = gather(c, g);
   c.ops.linear_dx(dy, c.weight(w.output), dattended);
   c.ops.linear_dw(dy, saved.attended, dw.output);
   // 4. Attention.
@@ -107,7 +107,7 @@ void AttentionLayer::backward(Context& c, const AttentionParameters<Tensor>& w, 
   // 3. Rotary positions, turned back.
   c.ops.rope(dqkv, batch.positions, inverse_frequencies_view(), s.head_size, s.heads + s.kv_heads, -1);
   // 2. Query, key and value.
-  const Tensor dnormed = c.scratch.tensor(c.compute, g.shape);
+  const Tensor dnormed = c.scratch.tensor(c.acc(), g.shape);
   scatter_sum(c, dnormed, [&](const Tensor& dx) { c.ops.linear_dx(dqkv, c.weight(w.qkv), dx); });
   c.ops.linear_dw(dqkv, gather(c, norm_output(c, w.norm, config_.norm_epsilon, saved.norm)), dw.qkv);
   // 1. Norm, onto the residual path's gradient.

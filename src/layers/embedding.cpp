@@ -31,12 +31,7 @@ Tensor Embedding::local(Context& c, const Tensor& tokens) const {
 void Embedding::forward(Context& c, const Tensor& w, const Tensor& tokens, const Tensor& y) const {
   const ArenaScope scope(c.scratch);
   const Tensor rows = local(c, tokens);
-  scatter_sum(c, y, [&](const Tensor& all) {
-    if (all.dtype == w.dtype) return c.ops.embedding(rows, w, all);
-    const Tensor narrow = c.scratch.tensor(w.dtype, all.shape);
-    c.ops.embedding(rows, w, narrow);
-    c.ops.convert(narrow, all);
-  });
+  scatter_sum(c, y, [&](const Tensor& all) { c.ops.embedding(rows, w, all); });
 }
 
 void Embedding::backward(Context& c, const Tensor& tokens, const Tensor& dy, const Tensor& dw) const {

@@ -44,8 +44,8 @@ void MlpLayer::backward(Context& c, const MlpParameters<Tensor>& w, const MlpPar
   const ArenaScope scope(c.scratch);
   const std::int64_t tokens = saved.gate_up.shape[0], width = width_;
   // 4. Down.
+  const Tensor dy = gather(c, in_compute(c, g));
   const Tensor dactivated = c.scratch.tensor(c.compute, {tokens, width});
-  const Tensor dy = gather(c, g);
   c.ops.linear_dx(dy, c.weight(w.down), dactivated);
   // 3. SwiGLU (its output again where it wasn't kept: the down product's weight gradient needs it).
   const Tensor dgate_up = c.scratch.tensor(c.compute, {tokens, 2 * width});
@@ -53,7 +53,7 @@ void MlpLayer::backward(Context& c, const MlpParameters<Tensor>& w, const MlpPar
   c.ops.swiglu_backward(dactivated, saved.gate_up, dgate_up, again);
   c.ops.linear_dw(dy, saved.activated ? saved.activated : again, dw.down);
   // 2. Gate and up.
-  const Tensor dnormed = c.scratch.tensor(c.compute, g.shape);
+  const Tensor dnormed = c.scratch.tensor(c.acc(), g.shape);
   scatter_sum(c, dnormed, [&](const Tensor& dx) { c.ops.linear_dx(dgate_up, c.weight(w.gate_up), dx); });
   c.ops.linear_dw(dgate_up, gather(c, norm_output(c, w.norm, config_.norm_epsilon, saved.norm)), dw.gate_up);
   // 1. Norm, onto the residual path's gradient.

@@ -8,13 +8,20 @@ Recompute parse_recompute(std::string_view text) {
 
 Tensor norm_forward(Context& context, const Stream& in, const Tensor& w, double epsilon, NormSaved& saved) {
   const Shape shape = in.x.shape;
-  saved.sum = in.delta ? context.saved.tensor(context.compute, shape) : in.x;
+  saved.sum = in.delta ? context.saved.tensor(context.acc(), shape) : in.x;
   saved.inv_rms = context.saved.tensor(context.acc(), {shape[0]});
   const bool keep = context.recompute != Recompute::selective;
   const Tensor normed = (keep ? context.saved : context.scratch).tensor(context.compute, shape);
   context.ops.add_rms_norm(in.x, in.delta, w, epsilon, in.delta ? saved.sum : Tensor(), normed, saved.inv_rms);
   saved.normed = keep ? normed : Tensor();
   return normed;
+}
+
+Tensor in_compute(Context& context, const Tensor& x) {
+  if (x.dtype == context.compute) return x;
+  const Tensor rounded = context.scratch.tensor(context.compute, x.shape);
+  context.ops.convert(x, rounded);
+  return rounded;
 }
 
 Tensor norm_output(Context& context, const Tensor& w, double epsilon, const NormSaved& saved) {

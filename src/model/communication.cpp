@@ -36,7 +36,7 @@ class StepFormula {
     const double stream = rows_ * hidden_, local = stream / ranks(GroupKind::tp);
     if (chunk.begins) {
       add_each_microbatch(GroupKind::tp, Collective::reduce_scatter, stream * acc_);
-      add_each_microbatch(GroupKind::tp, Collective::all_gather, stream * compute_);
+      add_each_microbatch(GroupKind::tp, Collective::all_gather, stream * acc_);
     }
     if (chunk.ends) {
       add_each_microbatch(GroupKind::tp, Collective::all_gather,
@@ -44,7 +44,7 @@ class StepFormula {
       add_each_microbatch(GroupKind::tp, Collective::reduce_scatter, stream * acc_);
     }
     const double shares = config_.is_moe() ? 8 * static_cast<double>(config_.experts) : 0;
-    const double message = local * compute_ + shares;
+    const double message = local * acc_ + shares;
     if (!chunk.begins) add_each_microbatch(GroupKind::pp, Collective::send, message);
     if (!chunk.ends) add_each_microbatch(GroupKind::pp, Collective::send, message);
   }

@@ -50,7 +50,7 @@ std::vector<float> Decoder::append(std::span<const std::int32_t> tokens) {
     Model::Alive& state = m.acquire(0, 0, 1);
     Context c = m.context(state.saved, Recompute::none);
     Stream stream = m.chunk_input(c, chunk, batch, state, {});
-    const Tensor delta = c.saved.tensor(m.compute_, stream.x.shape);
+    const Tensor delta = c.saved.tensor(c.acc(), stream.x.shape);
     for (auto l = static_cast<std::size_t>(chunk.first); l < static_cast<std::size_t>(chunk.last); ++l) {
       const LayerParameters<Tensor>& w = m.weights_.layers[l];
       stream =

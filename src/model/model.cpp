@@ -172,7 +172,7 @@ Stream Model::layer_forward(Context& c, std::size_t l, const Microbatch& batch, 
 
 Stream Model::layers_forward(Context& c, const Chunk& chunk, const Microbatch& batch, const RouterTraining& training,
                              Stream stream, Alive& state, const Look& look) {
-  const Tensor delta = c.saved.tensor(compute_, stream.x.shape);
+  const Tensor delta = c.saved.tensor(c.acc(), stream.x.shape);
   for (std::int64_t layer = chunk.first; layer < chunk.last; ++layer) {
     const auto l = static_cast<std::size_t>(layer);
     LayerSaved& saved = state.layers[l];
@@ -184,7 +184,7 @@ Stream Model::layers_forward(Context& c, const Chunk& chunk, const Microbatch& b
       Context inner{ops_, groups_, recompute_, scratch_, compute_, c.version, Recompute::none};
       LayerSaved dropped;
       const Stream out = layer_forward(inner, l, batch, training, stream, delta, dropped, state.routing, look);
-      stream = {c.saved.tensor(compute_, delta.shape), {}};
+      stream = {c.saved.tensor(c.acc(), delta.shape), {}};
       ops_.add(out.x, out.delta, stream.x);
     }
     progress();
@@ -194,7 +194,7 @@ Stream Model::layers_forward(Context& c, const Chunk& chunk, const Microbatch& b
 
 void Model::final_norm_forward(Context& c, const Stream& in, Alive& state) {
   wait_for_weights({});
-  state.sum = in.delta ? c.saved.tensor(compute_, in.x.shape) : in.x;
+  state.sum = in.delta ? c.saved.tensor(c.acc(), in.x.shape) : in.x;
   state.inv_rms = c.saved.tensor(c.acc(), {in.x.shape[0]});
   state.normed = c.saved.tensor(compute_, in.x.shape);
   ops_.add_rms_norm(in.x, in.delta, weights_.final_norm, config_.norm_epsilon, in.delta ? state.sum : Tensor(),
@@ -208,7 +208,7 @@ void Model::layer_backward(Context& c, std::size_t l, const Microbatch& batch, c
   const ArenaScope scope(recompute_);
   if (c.recompute == Recompute::full) {
     Context inner{ops_, groups_, recompute_, scratch_, compute_, c.version, Recompute::none};
-    const Tensor delta = recompute_.tensor(compute_, g.shape);
+    const Tensor delta = recompute_.tensor(c.acc(), g.shape);
     RoutingStatistics known(state.routing.layers, state.routing.experts, g.shape[0]);  // summed over the ranks already
     layer_forward(inner, l, batch, training, {saved.input, {}}, delta, saved, known);
   }

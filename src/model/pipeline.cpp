@@ -161,7 +161,7 @@ std::int64_t Model::local_rows(const Microbatch& batch) const {
 }
 
 Stream Model::chunk_input(Context& c, const Chunk& chunk, const Microbatch& batch, Alive& state, const Look& look) {
-  const Stream in{c.saved.tensor(compute_, {local_rows(batch), config_.hidden_size}), {}};
+  const Stream in{c.saved.tensor(c.acc(), {local_rows(batch), config_.hidden_size}), {}};
   if (chunk.begins) {
     wait_for_weights("embedding");
     embedding_.forward(c, weights_.embedding, batch.tokens, in.x);
@@ -205,10 +205,10 @@ void Model::chunk_backward(Context& c, const Chunk& chunk, const Microbatch& bat
   wait_for(state.sent);  // received long ago, or this backward could not begin
   const Shape shape{local_rows(batch), config_.hidden_size};
   TravellingGradient* travelling = chunk.begins && chunk.ends ? nullptr : &next_gradient();
-  const Tensor g = (travelling ? travelling->memory : c.saved).tensor(compute_, shape);
+  const Tensor g = (travelling ? travelling->memory : c.saved).tensor(c.acc(), shape);
   // 3. Head and final norm, or what the next stage sends: the gradient, and the shares of all layers.
   if (chunk.ends) {
-    const Tensor losses = c.saved.tensor(c.acc(), {batch.tokens_count()}), dnormed = c.saved.tensor(compute_, shape);
+    const Tensor losses = c.saved.tensor(c.acc(), {batch.tokens_count()}), dnormed = c.saved.tensor(c.acc(), shape);
     head_.forward_backward(c, weights_.head, state.normed, batch.targets, training.token_scale, losses, dnormed,
                            gradients_.head);
     ops_.rms_norm_backward(dnormed, state.sum, weights_.final_norm, state.inv_rms, {}, g, gradients_.final_norm);

@@ -29,31 +29,31 @@ class Activations {
   explicit Activations(const PlanSizes& sizes) : s(sizes), selective(sizes.recompute == "selective") {}
 
   void chunk_forward(const Chunk& chunk, Ledger& saved, bool full) {
-    saved.take(s.t * s.hidden * s.c);
+    saved.take(s.t * s.hidden * s.a);
     if (chunk.begins) embedding();
-    saved.take(s.t * s.hidden * s.c);  // delta
+    saved.take(s.t * s.hidden * s.a);  // delta
     for (std::int64_t layer = chunk.first; layer < chunk.last; ++layer) {
       if (full) {
         const LedgerScope scope(recompute);
         layer_forward(recompute, false);
-        saved.take(s.t * s.hidden * s.c);
+        saved.take(s.t * s.hidden * s.a);
       } else {
         layer_forward(saved, layer > chunk.first);
       }
     }
-    if (chunk.ends) saved.take(s.t * (s.hidden * s.c * (full ? 1 : 2) + s.a));
+    if (chunk.ends) saved.take(s.t * (s.hidden * (s.c + (full ? 0 : s.a)) + s.a));
   }
   void chunk_backward(const Chunk& chunk, Ledger& saved, bool alone) {
     const bool full = s.recompute == "full";
-    if (alone) saved.take(s.t * s.hidden * s.c);
+    if (alone) saved.take(s.t * s.hidden * s.a);
     if (chunk.ends) {
-      saved.take(s.g * s.a + s.t * s.hidden * s.c);
+      saved.take(s.g * s.a + s.t * s.hidden * s.a);
       head(true);
     }
     {
       const LedgerScope scope(recompute);
       if (full) {
-        recompute.take(s.t * s.hidden * s.c);
+        recompute.take(s.t * s.hidden * s.a);
         layer_forward(recompute, false);
       }
       s.moe ? moe_backward() : mlp_backward();
@@ -61,7 +61,7 @@ class Activations {
     }
     if (!chunk.begins) return;
     const LedgerScope scope(scratch);
-    gather(s.hidden * s.c);
+    gather(s.hidden * s.a);
     if (s.tp > 1) scratch.take(s.g * 4);
   }
   void head(bool backward) {
@@ -84,10 +84,10 @@ class Activations {
   void scatter_sum(double columns) {
     if (s.tp == 1) return;
     const LedgerScope scope(scratch);
-    scratch.take(s.g * columns * s.a + (s.c < s.a ? s.t * columns * s.a : 0));
+    scratch.take(s.g * columns * s.a);
   }
   void norm_forward(Ledger& saved, bool has_delta) {
-    saved.take((has_delta ? s.t * s.hidden * s.c : 0) + s.t * s.a);
+    saved.take((has_delta ? s.t * s.hidden * s.a : 0) + s.t * s.a);
     (selective ? scratch : saved).take(s.t * s.hidden * s.c);
   }
   void norm_output() {
@@ -96,8 +96,7 @@ class Activations {
   void embedding() {
     const LedgerScope scope(scratch);
     if (s.tp == 1) return;
-    scratch.take(s.g * 4 + s.g * s.hidden * (s.a + (s.c < s.a ? s.c : 0)));
-    if (s.c < s.a) scratch.take(s.t * s.hidden * s.a);
+    scratch.take(s.g * 4 + s.g * s.hidden * s.a);
   }
   void layer_forward(Ledger& saved, bool has_delta) {
     attention_forward(saved, has_delta);
@@ -125,7 +124,7 @@ class Activations {
   void attention_backward() {
     const LedgerScope scope(scratch);
     scratch.take(s.g * s.q * s.c);
-    gather(s.hidden * s.c);
+    stream_gradient();
     scratch.take(s.g * (s.q + 2 * s.kv) * s.c);
     if (s.cp > 1) {
       const LedgerScope keys(scratch);
@@ -135,9 +134,14 @@ class Activations {
     }
     products_input_backward();
   }
+  // In compute, and of all rows.
+  void stream_gradient() {
+    if (s.c < s.a) scratch.take(s.t * s.hidden * s.c);
+    gather(s.hidden * s.c);
+  }
   // dx of a column-parallel product, and its input again for dw.
   void products_input_backward() {
-    scratch.take(s.t * s.hidden * s.c);
+    scratch.take(s.t * s.hidden * s.a);
     scatter_sum(s.hidden);
     norm_output();
     gather(s.hidden * s.c);
@@ -153,7 +157,7 @@ class Activations {
   void mlp_backward() {
     const LedgerScope scope(scratch);
     scratch.take(s.g * s.width * s.c);
-    gather(s.hidden * s.c);
+    stream_gradient();
     scratch.take(s.g * s.width * (selective ? 3 : 2) * s.c);
     products_input_backward();
   }
@@ -204,10 +208,10 @@ class Activations {
       const LedgerScope experts(scratch);
       scratch.take(s.m * s.expert_width * (selective ? 4 : 3) * s.c);
     }
-    scratch.take(s.t * s.hidden * s.c);
+    scratch.take(s.t * s.hidden * s.a);
     collect(scratch);
     norm_output();
-    scratch.take(s.t * s.experts * s.a + (s.jitter ? s.t * s.hidden * s.c : 0));
+    scratch.take(s.t * s.experts * s.a + (s.jitter ? s.t * s.hidden * s.a : 0));
   }
 
   const PlanSizes& s;
@@ -228,7 +232,7 @@ void add_activations(StagePlan& stage, const PlanSizes& sizes, const std::vector
     activations.chunk_forward(chunk, evaluated, true);
     if (chunk.ends) activations.head(false);
   }
-  const double travelling = stages > 1 ? kGradientBuffers * sizes.t * sizes.hidden * sizes.c : 0;
+  const double travelling = stages > 1 ? kGradientBuffers * sizes.t * sizes.hidden * sizes.a : 0;
   stage.scratch = activations.scratch.peak + activations.recompute.peak + travelling;
 }
 

@@ -102,13 +102,14 @@ BENCHMARK(cross_entropy);
 
 void rms_norm(benchmark::State& state) {
   const Shape shape{4096, 512};
-  const auto x = normal(DType::bf16, shape), delta = normal(DType::bf16, shape), w = normal(DType::f32, {512});
-  const OwnedTensor sum(DType::bf16, shape), y(DType::bf16, shape), inverse(DType::f32, {4096}), dw(DType::f32, {512});
+  const auto x = normal(DType::f32, shape), delta = normal(DType::f32, shape), dy = normal(DType::f32, shape),
+             w = normal(DType::f32, {512});
+  const OwnedTensor sum(DType::f32, shape), y(DType::bf16, shape), inverse(DType::f32, {4096}), dw(DType::f32, {512});
   for (auto _ : state) {
     if (state.range(0) == 0) ops().add_rms_norm(x, delta, w, 1e-5, sum, y, inverse);
-    if (state.range(0) == 1) ops().rms_norm_backward(delta, x, w, inverse, delta, y, dw);
+    if (state.range(0) == 1) ops().rms_norm_backward(dy, x, w, inverse, sum, sum, dw);
   }
-  bytes(state, 4 * 4096 * 512 * 2);
+  bytes(state, 14 * 4096 * 512);
 }
 BENCHMARK(rms_norm)->DenseRange(0, 1);
 

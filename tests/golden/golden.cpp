@@ -205,6 +205,18 @@ Numbers compute(const Golden& golden, Ops& ops, DType compute) {
   return numbers;
 }
 
+std::vector<Numbers> compute_batches(const Golden& golden, Ops& ops, DType compute) {
+  Subject subject(golden, ops, compute);
+  const AdamW optimizer(subject.model, subject.groups, golden.config().optimizer);
+  std::vector<Numbers> result;
+  for (std::int64_t b = 0; b < golden.shape("tokens")[0]; ++b) {
+    const Batch batch(golden, b);
+    result.push_back(subject.forward(batch));
+    result.back().merge(subject.backward(batch, optimizer));
+  }
+  return result;
+}
+
 double norm(const std::vector<double>& x) { return distance(x, std::vector<double>(x.size())); }
 
 double distance(const std::vector<double>& x, const std::vector<double>& y) {

@@ -41,6 +41,8 @@ std::vector<Golden> load_goldens();
 // and "after/PARAMETER", as tools/golden has them.
 using Numbers = std::map<std::string, std::vector<double>>;
 Numbers compute(const Golden& golden, Ops& ops, DType compute);
+// Logits, losses, loss, gradient_norm and gradients of every batch, each with the first weights.
+std::vector<Numbers> compute_batches(const Golden& golden, Ops& ops, DType compute);
 
 double norm(const std::vector<double>& x);
 // ‖x - y‖.

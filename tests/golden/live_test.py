@@ -17,7 +17,8 @@ def main():
     print(f"seed {seed}: to repeat, {sys.argv[0]} {binary} {models} {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([ROOT / "tools" / "golden", "--random", models, "--seed", seed, "--output", folder], check=True)
-        subprocess.run([binary], env=os.environ | {"DROPCYCLE_GOLDEN": folder}, check=True)
+        # bf16 is a matter of averages over many batches: the committed models' test.
+        subprocess.run([binary, "--test-case=*float*"], env=os.environ | {"DROPCYCLE_GOLDEN": folder}, check=True)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,68 @@ const std::vector<Bound> kDoubleBounds = {{"logits", 1e-10},  {"losses", 1e-10},
                                           {"balance", 1e-10}, {"gradient_norm", 1e-10}, {"gradient", 1e-10},
                                           {"after", 1e-10}};
 
+// A root mean square, or a mean, in the making.
+struct Mean {
+  double sum = 0, squares = 0, count = 0;
+  void add(double value) {
+    sum += value;
+    squares += value * value;
+    ++count;
+  }
+  double root() const { return std::sqrt(squares / count); }
+  double mean() const { return sum / count; }
+};
+
+// Errors of our bf16 and of PyTorch's autocast against float64.
+struct Pair {
+  Mean ours, theirs;
+};
+using Pairs = std::map<std::string, Pair>;  // by quantity
+
+// Adds the errors of all batches of one model.
+void compare_bf16(const Golden& golden, Ops& ops, Ops& exact_ops, Pairs& pairs) {
+  const std::vector<Numbers> ours = compute_batches(golden, ops, DType::bf16),
+                             exact = compute_batches(golden, exact_ops, DType::f64);
+  for (const std::string& name : golden.names("bf16/")) {
+    Mean error, size;
+    for (std::size_t batch = 0; batch < ours.size(); ++batch) {
+      error.add(distance(ours[batch].at(name), exact[batch].at(name)));
+      size.add(norm(exact[batch].at(name)));
+    }
+    Pair& pair = pairs[name.substr(0, name.find('/'))];
+    pair.ours.add(error.root() / size.root());
+    pair.theirs.add(golden.values("bf16/" + name).at(0));
+  }
+}
+
+// What a few roundings do to one tensor of a few numbers is luck, so an error is that over all batches of a model (norm
+// of the difference over norm), a model's error of the gradients is the root mean square over its parameters, and
+// bounded are the means over the models: logits, tokens' losses and gradients. (The mean loss of a batch is tokens'
+// errors of either sign in one number: it is printed only.)
+void check_bf16(const std::string& backend) {
+  const auto ops = make_backend(backend), exact_ops = make_reference_ops();
+  print_head(backend + " bf16 and PyTorch's bf16 autocast, both against float64 (" + instruction_set() + ")",
+             "| model                          | quantity  | ours     | autocast | ratio");
+  const auto print = [](const std::string& model, const std::string& quantity, double ours, double theirs) {
+    std::printf("| %-30s | %-9s | %.2e | %.2e | %.3f\n", model.c_str(), quantity.c_str(), ours, theirs, ours / theirs);
+  };
+  Pairs all;
+  for (const Golden& golden : load_goldens()) {
+    Pairs pairs;
+    compare_bf16(golden, *ops, *exact_ops, pairs);
+    for (const auto& [quantity, pair] : pairs) {
+      print(golden.name(), quantity, pair.ours.root(), pair.theirs.root());
+      all[quantity].ours.add(pair.ours.root());
+      all[quantity].theirs.add(pair.theirs.root());
+    }
+  }
+  for (const auto& [quantity, pair] : all) {
+    print("mean of the models", quantity, pair.ours.mean(), pair.theirs.mean());
+    CAPTURE(quantity);
+    if (quantity != "loss") CHECK_FALSE(!(pair.ours.mean() <= pair.theirs.mean()));
+  }
+}
+
 }  // namespace
 
 TEST_CASE("cpu backend in float32") { check_against("f32", DType::f32, "cpu", kFloatBounds); }
@@ -95,3 +157,7 @@ TEST_CASE("cpu backend in float32") { check_against("f32", DType::f32, "cpu", kF
 TEST_CASE("reference backend in float32") { check_against("f32", DType::f32, "reference", kFloatBounds); }
 
 TEST_CASE("reference backend in float64") { check_against("f64", DType::f64, "reference", kDoubleBounds); }
+
+TEST_CASE("cpu backend in bf16: at most the error of PyTorch's autocast") { check_bf16("cpu"); }
+
+TEST_CASE("reference backend in bf16: at most the error of PyTorch's autocast") { check_bf16("reference"); }

@@ -73,7 +73,7 @@ TEST_CASE("embedding and its adjoint") {
   for (const auto& [rows, width] : kSizes) {
     check_against_float64("embedding", [&](Run& r) {
       const Tensor tokens = r.indices({rows}, -3, 29), w = r.normal(r.compute, {29, width});
-      const Tensor y = r.empty(r.compute, {rows, width}), dw = r.normal(r.acc, {29, width});
+      const Tensor y = r.empty(r.acc, {rows, width}), dw = r.normal(r.acc, {29, width});
       r.ops.embedding(tokens, w, y);
       r.ops.embedding_backward(y, tokens, dw);
       r.output("y", y);
@@ -87,16 +87,15 @@ TEST_CASE("add_rms_norm and its adjoint") {
     for (const bool with_delta : {false, true}) {
       check_against_float64("rms_norm", [&](Run& r) {
         const Shape shape{rows, width};
-        const Tensor x = r.normal(r.compute, shape), delta = r.normal(r.compute, shape, 0.3);
+        const Tensor x = r.normal(r.acc, shape), delta = r.normal(r.acc, shape, 0.3);
         const Tensor w = r.normal(r.acc, {width}, 0.2, 1);
-        const Tensor sum = r.empty(r.compute, shape), y = r.empty(r.compute, shape), inv = r.empty(r.acc, {rows});
+        const Tensor sum = r.empty(r.acc, shape), y = r.empty(r.compute, shape), inv = r.empty(r.acc, {rows});
         r.ops.add_rms_norm(x, with_delta ? delta : Tensor{}, w, 1e-5, with_delta ? sum : Tensor{}, y, inv);
         if (with_delta) r.output("sum", sum);
         r.output("y", y);
         r.output("inv_rms", inv);
-        const Tensor inverse = r.normal(r.acc, {rows}, 0.1, 1), dy = r.normal(r.compute, shape);
-        const Tensor residual = r.normal(r.compute, shape), dx = r.empty(r.compute, shape),
-                     dw = r.normal(r.acc, {width});
+        const Tensor inverse = r.normal(r.acc, {rows}, 0.1, 1), dy = r.normal(r.acc, shape);
+        const Tensor residual = r.normal(r.acc, shape), dx = r.empty(r.acc, shape), dw = r.normal(r.acc, {width});
         r.ops.rms_norm_backward(dy, x, w, inverse, with_delta ? residual : Tensor{}, dx, dw);
         r.output("dx", dx);
         r.output("dw", dw);
@@ -173,7 +172,7 @@ TEST_CASE("router: logits, choice, weights and adjoints") {
         const Tensor without = r.empty(r.acc, {n, e});
         r.ops.route_backward(mode, chosen, weights, p, lse, dweights, {}, 0, without);
         r.output("dlogits of the weights alone", without);
-        const Tensor dx = r.normal(r.compute, {n, h}), dw = r.normal(r.acc, {e, h}), sums = r.normal(r.acc, {e});
+        const Tensor dx = r.normal(r.acc, {n, h}), dw = r.normal(r.acc, {e, h}), sums = r.normal(r.acc, {e});
         r.ops.router_logits_backward(given, x, w, dx, dw);
         r.ops.sum_rows(given, sums);
         r.output("dx", dx);
@@ -202,14 +201,14 @@ TEST_CASE("gather, combine and their adjoint") {
       for (std::int64_t i = 0; i < rows * top_k; ++i)
         slots.push_back(static_cast<std::int32_t>(i * 22 % (rows * top_k)));
       const Tensor where = r.integers(slots, {rows, top_k}), z = r.normal(r.compute, {rows * top_k, h});
-      const Tensor weights = r.normal(r.acc, {rows, top_k}), y = r.empty(r.compute, {rows, h});
-      const Tensor ones = r.empty(r.compute, {rows, h}), dy = r.normal(r.compute, {rows, h});
+      const Tensor weights = r.normal(r.acc, {rows, top_k}), y = r.empty(r.acc, {rows, h});
+      const Tensor ones = r.empty(r.compute, {rows, h}), dy = r.normal(r.acc, {rows, h});
       const Tensor dz = r.empty(r.compute, {rows * top_k, h}), dweights = r.empty(r.acc, {rows, top_k});
       r.ops.combine(z, where, weights, y);
       r.ops.combine(z, where, {}, ones);
       r.ops.combine_backward(dy, z, where, weights, dz, dweights);
       const Tensor index = r.indices({50}, 0, rows), out = r.empty(r.compute, {50, h});
-      r.ops.gather_rows(dy, index, out);
+      r.ops.gather_rows(ones, index, out);
       r.output("y", y);
       r.output("y without weights", ones);
       r.output("dz", dz);

@@ -85,10 +85,10 @@ TEST_CASE("state: weights in bf16, gradients, masters and moments in fp32, and w
 
 TEST_CASE("saved activations of a dense model, by the formula") {
   const double c = 2, a = 4, g = 256, h = 64, q = 64, kv = 32, heads = 8, f = 96;
-  const double attention = 2 * g * h * c + g * a + g * (q + 2 * kv) * c + g * q * c + g * heads * a;
-  const double mlp = 2 * g * h * c + g * a + g * 2 * f * c + g * f * c;
-  const double chunk = 2 * g * h * c + (2 * g * h * c + g * a) + g * h * c + (g * a + g * h * c);
-  const double first = -g * h * c;  // nothing is added before the first norm
+  const double attention = g * h * (a + c) + g * a + g * (q + 2 * kv) * c + g * q * c + g * heads * a;
+  const double mlp = g * h * (a + c) + g * a + g * 2 * f * c + g * f * c;
+  const double chunk = 2 * g * h * a + (g * h * (a + c) + g * a) + g * h * a + (g * a + g * h * a);
+  const double first = -g * h * a;  // nothing is added before the first norm
   const Plan plan = make_plan(config_with({}), 1, kPlain);
   CHECK(plan.stages[0].saved == 8 * (attention + mlp) + chunk + first);
   CHECK(plan.stages[0].alive == 1);

@@ -48,17 +48,21 @@ struct Context {
 };
 
 // The residual stream between layers: its value is x + delta. The addition is fused into the next layer's norm.
-// delta may be empty (zero).
+// Both [T,H] acc, as the stream's gradient is: what every layer adds to is not rounded by each. delta may be empty
+// (zero).
 struct Stream {
   Tensor x, delta;
 };
 
 // Residual addition and norm at the head of every layer, and what its backward needs.
 struct NormSaved {
-  Tensor sum;      // [T,H] = x + delta, the norm's input
+  Tensor sum;      // [T,H] acc = x + delta, the norm's input
   Tensor inv_rms;  // [T]
   Tensor normed;   // [T,H]; empty when it is recomputed
 };
+
+// x in compute: itself, or rounded into scratch. For the stream's gradient, which products take in compute.
+Tensor in_compute(Context& context, const Tensor& x);
 
 // sum = x + delta; returns normed = rms_norm(sum) w. Under selective recompute `normed` lies in scratch.
 Tensor norm_forward(Context& context, const Stream& in, const Tensor& w, double epsilon, NormSaved& saved);

@@ -16,9 +16,9 @@ Part vocabulary_part(std::int64_t vocab_size, const Groups& groups);
 class Embedding {
  public:
   Embedding(std::int64_t vocab_size, const Groups& groups) : part_(vocabulary_part(vocab_size, groups)) {}
-  // tokens i32 [T]; y [T_local,H] (=).
+  // tokens i32 [T]; y [T_local,H] acc (=).
   void forward(Context& context, const Tensor& w, const Tensor& tokens, const Tensor& y) const;
-  // dy [T_local,H]; dw +=.
+  // dy [T_local,H] acc; dw +=.
   void backward(Context& context, const Tensor& tokens, const Tensor& dy, const Tensor& dw) const;
 
  private:

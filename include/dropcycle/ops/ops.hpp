@@ -3,7 +3,8 @@
 //
 // Types. "compute" is the type of weights and activations: f64, f32 or bf16. "acc" is accumulator_of(compute): f64
 // for f64, else f32. Products take compute and accumulate in acc; statistics, gradients of parameters, losses and
-// everything of the router are acc. Norm and router weights are acc.
+// everything of the router are acc. Norm and router weights are acc, and so is the residual stream with its gradient:
+// what every layer adds to must not be rounded by each.
 //
 // Writing. Gradients of parameters are accumulated (+=); everything else is overwritten (=). Each signature says which.
 // Reductions run in an order that depends on the sizes only, never on the number of threads.
@@ -112,19 +113,19 @@ class Ops {
                       const Tensor& y) = 0;
 
   // ---- Embedding. tokens i32 [T]; negative: a token whose row of w another rank holds.
-  // y[t] = w[tokens[t]]; 0 for a negative token.
+  // y[t] = w[tokens[t]]; 0 for a negative token.  y is acc.
   virtual void embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) = 0;
   // dw[tokens[t]] += dy[t], in the order of t, without negative tokens.  dw is acc.
   virtual void embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) = 0;
 
   // ---- RMSNorm (Zhang and Sennrich, 2019), with the residual addition before it.
   // sum = x + delta (delta may be empty: then sum = x, not written, and `sum` must be empty too).
-  // inv_rms[t] = 1 / sqrt(mean_h sum[t,h]² + epsilon);  y = sum * inv_rms * w.  x, delta, sum, y [T,H] compute;
+  // inv_rms[t] = 1 / sqrt(mean_h sum[t,h]² + epsilon);  y = sum * inv_rms * w.  y [T,H] compute; x, delta, sum [T,H],
   // w [H], inv_rms [T] acc.
   virtual void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& w, double epsilon, const Tensor& sum,
                             const Tensor& y, const Tensor& inv_rms) = 0;
   // dx = dresidual + (dy w) inv_rms - x inv_rms³ mean_h(dy w x);  dw += Σ_t dy x inv_rms.  x is the norm's input (sum).
-  // dresidual may be empty (zero) and may be dx.
+  // dresidual may be empty (zero) and may be dx. All acc.
   virtual void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& inv_rms,
                                  const Tensor& dresidual, const Tensor& dx, const Tensor& dw) = 0;
 
@@ -154,7 +155,7 @@ class Ops {
   // ---- Router. Everything in acc but x.
   // logits[T,E] = x[T,H] w[E,H]ᵀ.
   virtual void router_logits(const Tensor& x, const Tensor& w, const Tensor& logits) = 0;
-  // dx += dlogits w (dx compute);  dw += dlogitsᵀ x.
+  // dx += dlogits w;  dw += dlogitsᵀ x.
   virtual void router_logits_backward(const Tensor& dlogits, const Tensor& x, const Tensor& w, const Tensor& dx,
                                       const Tensor& dw) = 0;
   // experts i32 [T,K]: the K largest logits, descending, ties to the lower index. weights[T,K]: by mode.
@@ -173,9 +174,9 @@ class Ops {
   // out[i] = x[index[i]]; index i32 [M].
   virtual void gather_rows(const Tensor& x, const Tensor& index, const Tensor& out) = 0;
   // y[t] = Σ_k weights[t,k] z[slots[t,k]] with fp32 sums in the order of k; weights may be empty (ones).
-  // slots i32 [T,K].
+  // slots i32 [T,K]. y is compute or acc.
   virtual void combine(const Tensor& z, const Tensor& slots, const Tensor& weights, const Tensor& y) = 0;
-  // dz[slots[t,k]] = weights[t,k] dy[t];  dweights[t,k] = Σ_h dy[t,h] z[slots[t,k],h].
+  // dz[slots[t,k]] = weights[t,k] dy[t];  dweights[t,k] = Σ_h dy[t,h] z[slots[t,k],h].  dy is acc.
   virtual void combine_backward(const Tensor& dy, const Tensor& z, const Tensor& slots, const Tensor& weights,
                                 const Tensor& dz, const Tensor& dweights) = 0;
 

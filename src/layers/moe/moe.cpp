@@ -63,7 +63,7 @@ void MoeLayer::backward(Context& c, const MoeParameters<Tensor>& w, const MoePar
   const Tensor dinput = c.scratch.tensor(partial_ ? c.acc() : c.compute, saved.experts.input.shape);
   experts_.backward(c, w.experts, dw.experts, saved.plan.offsets, saved.experts, dresults, dinput);
   // 3. Dispatch.
-  const Tensor dnormed = c.scratch.tensor(c.compute, g.shape);
+  const Tensor dnormed = c.scratch.tensor(c.acc(), g.shape);
   dispatcher_.dispatch_backward(c, saved.plan, dinput, dnormed);
   // 2. Router.
   RouterSaved router = saved.router;

@@ -168,7 +168,7 @@ void Router::backward(Context& c, const Tensor& w, const RouterSaved& saved, con
                        dlogits);
   // 2 and 1. Logits and jitter.
   if (training.jitter == 0) return c.ops.router_logits_backward(dlogits, saved.input, w, dx, dw);
-  const Tensor djittered = c.scratch.tensor(c.compute, dx.shape);
+  const Tensor djittered = c.scratch.tensor(c.acc(), dx.shape);
   c.ops.fill_zero(djittered);
   c.ops.router_logits_backward(dlogits, saved.input, w, djittered, dw);
   jitter(c, djittered, runs, training, djittered);

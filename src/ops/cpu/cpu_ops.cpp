@@ -147,7 +147,7 @@ void CpuOps::jitter(const Tensor& x, const RandomStream& stream, std::uint64_t f
 
 void CpuOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) {
   check_indices(tokens, INT32_MIN, w.shape[0], "embedding");
-  copy_rows(w, tokens, y);
+  kernels_.embedding(type_of(w), w.data, tokens.as<std::int32_t>(), y.as<float>(), rows_of(y), width_of(y));
 }
 
 void CpuOps::embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) {
@@ -158,15 +158,15 @@ void CpuOps::embedding_backward(const Tensor& dy, const Tensor& tokens, const Te
 
 void CpuOps::add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& w, double epsilon, const Tensor& sum,
                           const Tensor& y, const Tensor& inv_rms) {
-  kernels_.add_rms_norm(type_of(x), x.data, delta.data, w.as<float>(), static_cast<float>(epsilon), sum.data, y.data,
-                        inv_rms.as<float>(), rows_of(x), width_of(x));
+  kernels_.add_rms_norm(type_of(y), x.as<float>(), floats(delta), w.as<float>(), static_cast<float>(epsilon),
+                        floats(sum), y.data, inv_rms.as<float>(), rows_of(x), width_of(x));
 }
 
 void CpuOps::rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& inv_rms,
                                const Tensor& dresidual, const Tensor& dx, const Tensor& dw) {
   auto* scratch = partial_sums_.array<float>(kReductionChunks * width_of(x));
-  kernels_.rms_norm_backward(type_of(x), dy.data, x.data, w.as<float>(), inv_rms.as<float>(), dresidual.data, dx.data,
-                             dw.as<float>(), scratch, rows_of(x), width_of(x));
+  kernels_.rms_norm_backward(dy.as<float>(), x.as<float>(), w.as<float>(), inv_rms.as<float>(), floats(dresidual),
+                             dx.as<float>(), dw.as<float>(), scratch, rows_of(x), width_of(x));
 }
 
 void CpuOps::extend_rotary_table(const Tensor& inverse_frequencies, std::int64_t positions) {
@@ -280,8 +280,8 @@ void CpuOps::router_logits(const Tensor& x, const Tensor& w, const Tensor& logit
 
 void CpuOps::router_logits_backward(const Tensor& dlogits, const Tensor& x, const Tensor& w, const Tensor& dx,
                                     const Tensor& dw) {
-  kernels_.router_logits_backward(type_of(x), dlogits.as<float>(), x.data, w.as<float>(), dx.data, dw.as<float>(),
-                                  rows_of(x), width_of(x), w.shape[0]);
+  kernels_.router_logits_backward(type_of(x), dlogits.as<float>(), x.data, w.as<float>(), dx.as<float>(),
+                                  dw.as<float>(), rows_of(x), width_of(x), w.shape[0]);
 }
 
 void CpuOps::route(const Tensor& logits, RouterMode mode, const Tensor& experts, const Tensor& weights,
@@ -309,13 +309,13 @@ void CpuOps::gather_rows(const Tensor& x, const Tensor& index, const Tensor& out
 }
 
 void CpuOps::combine(const Tensor& z, const Tensor& slots, const Tensor& weights, const Tensor& y) {
-  kernels_.combine(type_of(y), z.data, slots.as<std::int32_t>(), floats(weights), y.data, rows_of(y), width_of(slots),
-                   width_of(y));
+  kernels_.combine(type_of(z), z.data, slots.as<std::int32_t>(), floats(weights), type_of(y), y.data, rows_of(y),
+                   width_of(slots), width_of(y));
 }
 
 void CpuOps::combine_backward(const Tensor& dy, const Tensor& z, const Tensor& slots, const Tensor& weights,
                               const Tensor& dz, const Tensor& dweights) {
-  kernels_.combine_backward(type_of(dy), dy.data, z.data, slots.as<std::int32_t>(), floats(weights), dz.data,
+  kernels_.combine_backward(type_of(z), dy.as<float>(), z.data, slots.as<std::int32_t>(), floats(weights), dz.data,
                             floats(dweights), rows_of(dy), width_of(slots), width_of(dy));
 }
 

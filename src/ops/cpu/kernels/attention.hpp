@@ -92,6 +92,7 @@ struct FloatDot {
     return load(value);
   }
   static void store(float* out, Vector value) { store_vector(out, value); }
+  static Vector stored(const float* from) { return load_vector(from); }
   // kPair rows of a right operand: lane i of row j becomes out[i * kPair + j].
   static void store_pairs(float* out, const Vector* rows) { store_vector(out, rows[0]); }
   static Vector exp(Vector x) { return exp_vector(x); }

@@ -7,21 +7,25 @@ namespace dropcycle::cpu::DROPCYCLE_ISA {
 
 constexpr float kMasked = -1e30F;  // finite: a row whose first keys are all masked is wiped by its first real score
 
+// Of one row so far: its largest score, and the sums of the probabilities as they are (for lse) and as they are stored
+// (what multiplies the values must add up to 1).
+struct RowSums {
+  float largest = kMasked, exact = 0, stored = 0;
+};
+
 template <class Dot>
 struct ForwardScratch {
   typename Dot::Element* queries;        // [kBlock, d]
   typename Dot::Element* probabilities;  // [kBlock, kBlock]
   float* scores;                         // [kBlock, kBlock]
   float* sums;                           // [kBlock, d_columns]
-  float* largest;                        // [kBlock]
-  float* total;                          // [kBlock]
+  RowSums* rows;                         // [kBlock]
   ForwardScratch(Pieces& pieces, const Padded& p)
       : queries(pieces.take<typename Dot::Element>(kBlock * p.d)),
         probabilities(pieces.take<typename Dot::Element>(kBlock * kBlock)),
         scores(pieces.take<float>(kBlock * kBlock)),
         sums(pieces.take<float>(kBlock * p.d_columns)),
-        largest(pieces.take<float>(kBlock)),
-        total(pieces.take<float>(kBlock)) {}
+        rows(pieces.take<RowSums>(kBlock)) {}
 };
 
 // Keys [from, last] of a block are open to a row; last < from: none is.
@@ -36,10 +40,9 @@ inline Vector masked(Vector scores, Open open, std::int64_t first_lane) {
 
 // One row of scores: new maximum, probabilities, and the factor by which the sums so far shrink.
 template <class Dot>
-float softmax_row(const float* scores, typename Dot::Element* probabilities, float scale, Open open, float& largest,
-                  float& total) {
+float softmax_row(const float* scores, typename Dot::Element* probabilities, float scale, Open open, RowSums& row) {
   Vector values[kVectorsPerBlock];
-  Vector best = Vector{} + largest;
+  Vector best = Vector{} + row.largest;
 #pragma GCC unroll 16
   for (std::int64_t v = 0; v < kVectorsPerBlock; ++v) {
     values[v] = load_vector(scores + v * kLanes) * scale;
@@ -47,16 +50,17 @@ float softmax_row(const float* scores, typename Dot::Element* probabilities, flo
     best = larger(values[v], best);
   }
   const float top = across(best, [](Vector a, Vector b) { return larger(a, b); });
-  Vector sum{};
+  Vector exact{}, stored{};
 #pragma GCC unroll 16
   for (std::int64_t v = 0; v < kVectorsPerBlock; ++v) {
     const Vector p = Dot::exp(values[v] - top);
-    sum += p;
     Dot::store(probabilities + v * kLanes, p);
+    exact += p;
+    stored += Dot::stored(probabilities + v * kLanes);
   }
-  const float shrink = exp_fast(largest - top);
-  largest = top;
-  total = total * shrink + across(sum, [](Vector a, Vector b) { return a + b; });
+  const auto add = [](Vector a, Vector b) { return a + b; };
+  const float shrink = exp_fast(row.largest - top);
+  row = {top, row.exact * shrink + across(exact, add), row.stored * shrink + across(stored, add)};
   return shrink;
 }
 
@@ -69,10 +73,7 @@ void forward_block(const AttentionArguments& a, const Padded& p, const ForwardSc
   const std::int64_t row = sequence * a.queries + first;
   const auto* q = static_cast<const T*>(a.q) + row * a.q_stride + head * a.head_size;
   copy_rows<Dot>(q, a.q_stride, count, count, a.head_size, p.d, s.queries);
-  for (std::int64_t r = 0; r < count; ++r) {
-    s.largest[r] = kMasked;
-    s.total[r] = 0;
-  }
+  for (std::int64_t r = 0; r < count; ++r) s.rows[r] = {};
   for (std::int64_t i = 0; i < count * p.d_columns; ++i) s.sums[i] = 0;
   const KeyRanges see(a, sequence, first, count);
   for (std::int64_t key = see.lowest_first / kBlock * kBlock; key <= see.highest_last; key += kBlock) {
@@ -80,8 +81,8 @@ void forward_block(const AttentionArguments& a, const Padded& p, const ForwardSc
     for (std::int64_t r = 0; r < count; ++r) {
       const Open open{static_cast<std::int32_t>(see.first(r) - key),
                       static_cast<std::int32_t>(smaller(kBlock - 1, see.last(r) - key))};
-      const float shrink = softmax_row<Dot>(s.scores + r * kBlock, s.probabilities + r * kBlock, a.scale, open,
-                                            s.largest[r], s.total[r]);
+      const float shrink =
+          softmax_row<Dot>(s.scores + r * kBlock, s.probabilities + r * kBlock, a.scale, open, s.rows[r]);
       float* sums = s.sums + r * p.d_columns;
       for (std::int64_t i = 0; i < p.d_columns; i += kLanes) store_vector(sums + i, load_vector(sums + i) * shrink);
     }
@@ -90,11 +91,11 @@ void forward_block(const AttentionArguments& a, const Padded& p, const ForwardSc
   }
   for (std::int64_t r = 0; r < count; ++r) {
     auto* out = static_cast<T*>(a.out) + ((row + r) * a.heads + head) * a.head_size;
-    const float inverse = 1.0F / s.total[r];
+    const float inverse = 1.0F / s.rows[r].stored;
     const float* sums = s.sums + r * p.d_columns;
 #pragma omp simd
     for (std::int64_t i = 0; i < a.head_size; ++i) store(out[i], sums[i] * inverse);
-    if (a.lse != nullptr) a.lse[(row + r) * a.heads + head] = s.largest[r] + __builtin_logf(s.total[r]);
+    if (a.lse != nullptr) a.lse[(row + r) * a.heads + head] = s.rows[r].largest + __builtin_logf(s.rows[r].exact);
   }
 }
 

@@ -7,8 +7,8 @@ namespace {
 
 constexpr std::int64_t kColumns = 256;
 
-template <class T>
-void forward(const T* z, const std::int32_t* slots, const float* weights, T* y, std::int64_t rows, std::int64_t top_k,
+template <class T, class Y>
+void forward(const T* z, const std::int32_t* slots, const float* weights, Y* y, std::int64_t rows, std::int64_t top_k,
              std::int64_t width) {
 #pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
   for (std::int64_t t = 0; t < rows; ++t) {
@@ -22,7 +22,7 @@ void forward(const T* z, const std::int32_t* slots, const float* weights, T* y, 
 #pragma omp simd
         for (std::int64_t h = 0; h < columns; ++h) sums[h] += weight * load(row[h]);
       }
-      T* out = y + t * width + first;
+      Y* out = y + t * width + first;
 #pragma omp simd
       for (std::int64_t h = 0; h < columns; ++h) store(out[h], sums[h]);
     }
@@ -30,11 +30,11 @@ void forward(const T* z, const std::int32_t* slots, const float* weights, T* y, 
 }
 
 template <class T>
-void backward(const T* dy, const T* z, const std::int32_t* slots, const float* weights, T* dz, float* dweights,
+void backward(const float* dy, const T* z, const std::int32_t* slots, const float* weights, T* dz, float* dweights,
               std::int64_t rows, std::int64_t top_k, std::int64_t width) {
 #pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
   for (std::int64_t t = 0; t < rows; ++t) {
-    const T* d = dy + t * width;
+    const float* d = dy + t * width;
     for (std::int64_t k = 0; k < top_k; ++k) {
       const float weight = weights == nullptr ? 1.0F : weights[t * top_k + k];
       const std::int64_t at = slots[t * top_k + k] * width;
@@ -43,29 +43,30 @@ void backward(const T* dy, const T* z, const std::int32_t* slots, const float* w
         const T* row = z + at;
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (std::int64_t h = 0; h < width; ++h) sum += load(d[h]) * load(row[h]);
+        for (std::int64_t h = 0; h < width; ++h) sum += d[h] * load(row[h]);
         dweights[t * top_k + k] = sum;
       }
 #pragma omp simd
-      for (std::int64_t h = 0; h < width; ++h) store(out[h], weight * load(d[h]));
+      for (std::int64_t h = 0; h < width; ++h) store(out[h], weight * d[h]);
     }
   }
 }
 
 }  // namespace
 
-void combine(Type type, const void* z, const std::int32_t* slots, const float* weights, void* y, std::int64_t rows,
-             std::int64_t top_k, std::int64_t width) {
+void combine(Type type, const void* z, const std::int32_t* slots, const float* weights, Type y_type, void* y,
+             std::int64_t rows, std::int64_t top_k, std::int64_t width) {
   with_type(type, [&]<class T>(T) {
-    forward(static_cast<const T*>(z), slots, weights, static_cast<T*>(y), rows, top_k, width);
+    with_type(y_type, [&]<class Y>(Y) {
+      forward(static_cast<const T*>(z), slots, weights, static_cast<Y*>(y), rows, top_k, width);
+    });
   });
 }
 
-void combine_backward(Type type, const void* dy, const void* z, const std::int32_t* slots, const float* weights,
+void combine_backward(Type type, const float* dy, const void* z, const std::int32_t* slots, const float* weights,
                       void* dz, float* dweights, std::int64_t rows, std::int64_t top_k, std::int64_t width) {
   with_type(type, [&]<class T>(T) {
-    backward(static_cast<const T*>(dy), static_cast<const T*>(z), slots, weights, static_cast<T*>(dz), dweights, rows,
-             top_k, width);
+    backward(dy, static_cast<const T*>(z), slots, weights, static_cast<T*>(dz), dweights, rows, top_k, width);
   });
 }
 

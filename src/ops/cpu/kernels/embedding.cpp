@@ -1,10 +1,24 @@
-// dw[tokens[t]] += dy[t] in the order of t, without negative tokens. A thread owns the rows whose index is congruent to its number, so no two
-// threads write one row and the order of the sums is that of t. Limit: memory bandwidth.
+// y[t] = w[tokens[t]], 0 for a negative token, and its adjoint: dw[tokens[t]] += dy[t] in the order of t, without
+// negative tokens. There a thread owns the rows whose index is congruent to its number, so no two threads write one row
+// and the order of the sums is that of t. Limit: memory bandwidth.
 #include <omp.h>
 
 #include "common.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
+
+void embedding(Type type, const void* w, const std::int32_t* tokens, float* y, std::int64_t rows, std::int64_t width) {
+  with_type(type, [&]<class T>(T) {
+#pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
+    for (std::int64_t t = 0; t < rows; ++t) {
+      const bool here = tokens[t] >= 0;
+      const T* from = static_cast<const T*>(w) + (here ? tokens[t] * width : 0);
+      float* to = y + t * width;
+#pragma omp simd
+      for (std::int64_t h = 0; h < width; ++h) to[h] = here ? load(from[h]) : 0.0F;
+    }
+  });
+}
 
 void embedding_backward(Type type, const void* dy, const std::int32_t* tokens, float* dw, std::int64_t rows,
                         std::int64_t width) {

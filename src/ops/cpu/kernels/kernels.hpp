@@ -41,13 +41,15 @@ struct AttentionArguments {
   KERNEL(copy_columns, (Type from, const void* x, std::int64_t x_stride, Type to, void* out, std::int64_t out_stride,  \
                         std::int64_t rows, std::int64_t width))                                                        \
   KERNEL(add, (Type type, const void* a, const void* b, void* y, std::int64_t n))                                      \
+  KERNEL(embedding,                                                                                                    \
+         (Type type, const void* w, const std::int32_t* tokens, float* y, std::int64_t rows, std::int64_t width))      \
   KERNEL(embedding_backward,                                                                                           \
          (Type type, const void* dy, const std::int32_t* tokens, float* dw, std::int64_t rows, std::int64_t width))    \
-  KERNEL(add_rms_norm, (Type type, const void* x, const void* delta, const float* w, float epsilon, void* sum,         \
+  KERNEL(add_rms_norm, (Type type, const float* x, const float* delta, const float* w, float epsilon, float* sum,      \
                         void* y, float* inv_rms, std::int64_t rows, std::int64_t width))                               \
   KERNEL(rms_norm_backward,                                                                                            \
-         (Type type, const void* dy, const void* x, const float* w, const float* inv_rms, const void* dresidual,       \
-          void* dx, float* dw, float* scratch, std::int64_t rows, std::int64_t width))                                 \
+         (const float* dy, const float* x, const float* w, const float* inv_rms, const float* dresidual, float* dx,    \
+          float* dw, float* scratch, std::int64_t rows, std::int64_t width))                                           \
   KERNEL(rope,                                                                                                         \
          (Type type, void* x, const std::int32_t* positions, const float* cosines, const float* sines,                 \
           float direction, std::int64_t rows, std::int64_t row_width, std::int64_t heads, std::int64_t head_size))     \
@@ -56,8 +58,8 @@ struct AttentionArguments {
                            std::int64_t width))                                                                        \
   KERNEL(router_logits, (Type type, const void* x, const float* w, float* logits, std::int64_t rows,                   \
                          std::int64_t width, std::int64_t experts))                                                    \
-  KERNEL(router_logits_backward, (Type type, const float* dlogits, const void* x, const float* w, void* dx, float* dw, \
-                                  std::int64_t rows, std::int64_t width, std::int64_t experts))                        \
+  KERNEL(router_logits_backward, (Type type, const float* dlogits, const void* x, const float* w, float* dx,           \
+                                  float* dw, std::int64_t rows, std::int64_t width, std::int64_t experts))             \
   KERNEL(route, (bool softmax_first, const float* logits, std::int32_t* experts, float* weights, float* probabilities, \
                  float* lse, std::int64_t rows, std::int64_t n_experts, std::int64_t top_k))                           \
   KERNEL(route_backward,                                                                                               \
@@ -65,18 +67,18 @@ struct AttentionArguments {
           const float* lse, const float* dweights, const float* dprobabilities, float z, float* dlogits,               \
           std::int64_t rows, std::int64_t n_experts, std::int64_t top_k))                                              \
   KERNEL(sum_rows, (const float* x, float* out, std::int64_t rows, std::int64_t width))                                \
-  KERNEL(combine, (Type type, const void* z, const std::int32_t* slots, const float* weights, void* y,                 \
+  KERNEL(combine, (Type type, const void* z, const std::int32_t* slots, const float* weights, Type y_type, void* y,    \
                    std::int64_t rows, std::int64_t top_k, std::int64_t width))                                         \
-  KERNEL(combine_backward, (Type type, const void* dy, const void* z, const std::int32_t* slots, const float* weights, \
-                            void* dz, float* dweights, std::int64_t rows, std::int64_t top_k, std::int64_t width))     \
+  KERNEL(combine_backward,                                                                                             \
+         (Type type, const float* dy, const void* z, const std::int32_t* slots, const float* weights, void* dz,        \
+          float* dweights, std::int64_t rows, std::int64_t top_k, std::int64_t width))                                 \
   KERNEL(cross_entropy, (const float* logits, const std::int32_t* targets, float scale, float* losses, Type type,      \
                          void* dlogits, std::int64_t rows, std::int64_t width))                                        \
   KERNEL(cross_entropy_part, (const float* logits, const std::int32_t* targets, std::int64_t first, float* part,       \
                               std::int64_t rows, std::int64_t width))                                                  \
-  KERNEL(cross_entropy_of_parts,                                                                                       \
-         (const float* parts, std::int64_t ranks, const float* logits, const std::int32_t* targets,                    \
-          std::int64_t first, float scale, float* losses, Type type, void* dlogits, std::int64_t rows,                 \
-          std::int64_t width))                                                                                         \
+  KERNEL(cross_entropy_of_parts, (const float* parts, std::int64_t ranks, const float* logits,                         \
+                                  const std::int32_t* targets, std::int64_t first, float scale, float* losses,         \
+                                  Type type, void* dlogits, std::int64_t rows, std::int64_t width))                    \
   KERNEL(attention_scratch, (const AttentionArguments& a, bool backwards, std::int64_t threads, std::int64_t& bytes))  \
   KERNEL(attention, (Type type, const AttentionArguments& a))                                                          \
   KERNEL(attention_backward, (Type type, const AttentionArguments& a))                                                 \

@@ -1,68 +1,65 @@
-// RMSNorm with the residual addition before it, and its adjoint. Limit: memory bandwidth; each row is read once from
-// memory and once from the cache.
+// RMSNorm with the residual addition before it, and its adjoint; the residual stream is float. Limit: memory bandwidth;
+// each row is read once from memory and once from the cache.
 #include "common.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
 namespace {
 
-template <class T>
-float inv_rms_of(const T* x, float epsilon, std::int64_t width) {
+float inv_rms_of(const float* x, float epsilon, std::int64_t width) {
   float squares = 0;
 #pragma omp simd reduction(+ : squares)
-  for (std::int64_t h = 0; h < width; ++h) squares += load(x[h]) * load(x[h]);
+  for (std::int64_t h = 0; h < width; ++h) squares += x[h] * x[h];
   return 1.0F / __builtin_sqrtf(squares / static_cast<float>(width) + epsilon);
 }
 
 template <class T>
-void forward(const T* x, const T* delta, const float* w, float epsilon, T* sum, T* y, float* inv_rms, std::int64_t rows,
-             std::int64_t width) {
+void forward(const float* x, const float* delta, const float* w, float epsilon, float* sum, T* y, float* inv_rms,
+             std::int64_t rows, std::int64_t width) {
 #pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
   for (std::int64_t t = 0; t < rows; ++t) {
-    const T* row = x + t * width;
+    const float* row = x + t * width;
     if (delta != nullptr) {
-      const T* delta_row = delta + t * width;
-      T* sum_row = sum + t * width;
+      const float* delta_row = delta + t * width;
+      float* sum_row = sum + t * width;
 #pragma omp simd
-      for (std::int64_t h = 0; h < width; ++h) store(sum_row[h], load(row[h]) + load(delta_row[h]));
+      for (std::int64_t h = 0; h < width; ++h) sum_row[h] = row[h] + delta_row[h];
       row = sum_row;
     }
     const float inverse = inv_rms_of(row, epsilon, width);
     inv_rms[t] = inverse;
     T* out = y + t * width;
 #pragma omp simd
-    for (std::int64_t h = 0; h < width; ++h) store(out[h], load(row[h]) * inverse * w[h]);
+    for (std::int64_t h = 0; h < width; ++h) store(out[h], row[h] * inverse * w[h]);
   }
 }
 
-template <class T>
-void backward_row(const T* dy, const T* x, const float* w, float inverse, const T* dresidual, T* dx, float* dw,
-                  std::int64_t width) {
+void backward_row(const float* dy, const float* x, const float* w, float inverse, const float* dresidual, float* dx,
+                  float* dw, std::int64_t width) {
   float dot = 0;
 #pragma omp simd reduction(+ : dot)
-  for (std::int64_t h = 0; h < width; ++h) dot += load(dy[h]) * w[h] * load(x[h]);
+  for (std::int64_t h = 0; h < width; ++h) dot += dy[h] * w[h] * x[h];
   const float factor = inverse * inverse * inverse * (dot / static_cast<float>(width));
   if (dresidual != nullptr) {
 #pragma omp simd
     for (std::int64_t h = 0; h < width; ++h) {
-      const float g = load(dy[h]) * inverse;
-      const float value = load(x[h]);
+      const float g = dy[h] * inverse;
+      const float value = x[h];
       dw[h] += g * value;
-      store(dx[h], load(dresidual[h]) + (g * w[h] - value * factor));
+      dx[h] = dresidual[h] + (g * w[h] - value * factor);
     }
   } else {
 #pragma omp simd
     for (std::int64_t h = 0; h < width; ++h) {
-      const float g = load(dy[h]) * inverse;
-      const float value = load(x[h]);
+      const float g = dy[h] * inverse;
+      const float value = x[h];
       dw[h] += g * value;
-      store(dx[h], g * w[h] - value * factor);
+      dx[h] = g * w[h] - value * factor;
     }
   }
 }
 
-template <class T>
-void backward(const T* dy, const T* x, const float* w, const float* inv_rms, const T* dresidual, T* dx, float* dw,
-              float* scratch, std::int64_t rows, std::int64_t width) {
+void backward(const float* dy, const float* x, const float* w, const float* inv_rms, const float* dresidual, float* dx,
+              float* dw, float* scratch, std::int64_t rows, std::int64_t width) {
   const std::int64_t per_chunk = ceil_div(rows, kReductionChunks);
   const std::int64_t chunks = ceil_div(rows, per_chunk);
 #pragma omp parallel if (rows * width > kParallelElements)
@@ -89,22 +86,15 @@ void backward(const T* dy, const T* x, const float* w, const float* inv_rms, con
 
 }  // namespace
 
-void add_rms_norm(Type type, const void* x, const void* delta, const float* w, float epsilon, void* sum, void* y,
+void add_rms_norm(Type type, const float* x, const float* delta, const float* w, float epsilon, float* sum, void* y,
                   float* inv_rms, std::int64_t rows, std::int64_t width) {
-  with_type(type, [&]<class T>(T) {
-    forward(static_cast<const T*>(x), static_cast<const T*>(delta), w, epsilon, static_cast<T*>(sum),
-            static_cast<T*>(y), inv_rms, rows, width);
-  });
+  with_type(type, [&]<class T>(T) { forward(x, delta, w, epsilon, sum, static_cast<T*>(y), inv_rms, rows, width); });
 }
 
-void rms_norm_backward(Type type, const void* dy, const void* x, const float* w, const float* inv_rms,
-                       const void* dresidual, void* dx, float* dw, float* scratch, std::int64_t rows,
-                       std::int64_t width) {
+void rms_norm_backward(const float* dy, const float* x, const float* w, const float* inv_rms, const float* dresidual,
+                       float* dx, float* dw, float* scratch, std::int64_t rows, std::int64_t width) {
   if (rows == 0) return;
-  with_type(type, [&]<class T>(T) {
-    backward(static_cast<const T*>(dy), static_cast<const T*>(x), w, inv_rms, static_cast<const T*>(dresidual),
-             static_cast<T*>(dx), dw, scratch, rows, width);
-  });
+  backward(dy, x, w, inv_rms, dresidual, dx, dw, scratch, rows, width);
 }
 
 }  // namespace dropcycle::cpu::DROPCYCLE_ISA

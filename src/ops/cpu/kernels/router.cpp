@@ -13,25 +13,25 @@ float dot(const T* x, const float* w, std::int64_t width) {
 }
 
 template <class T>
-void logits_backward(const float* dlogits, const T* x, const float* w, T* dx, float* dw, std::int64_t rows,
+void logits_backward(const float* dlogits, const T* x, const float* w, float* dx, float* dw, std::int64_t rows,
                      std::int64_t width, std::int64_t experts) {
   constexpr std::int64_t kColumns = 64;
 #pragma omp parallel if (rows * width > kParallelElements)
   {
 #pragma omp for schedule(static) nowait
     for (std::int64_t t = 0; t < rows; ++t) {
-      T* out = dx + t * width;
+      float* out = dx + t * width;
       for (std::int64_t first = 0; first < width; first += kColumns) {
         const std::int64_t columns = width - first < kColumns ? width - first : kColumns;
         float sums[kColumns];
-        for (std::int64_t h = 0; h < columns; ++h) sums[h] = load(out[first + h]);
+        for (std::int64_t h = 0; h < columns; ++h) sums[h] = out[first + h];
         for (std::int64_t e = 0; e < experts; ++e) {
           const float d = dlogits[t * experts + e];
           const float* row = w + e * width + first;
 #pragma omp simd
           for (std::int64_t h = 0; h < columns; ++h) sums[h] += d * row[h];
         }
-        for (std::int64_t h = 0; h < columns; ++h) store(out[first + h], sums[h]);
+        for (std::int64_t h = 0; h < columns; ++h) out[first + h] = sums[h];
       }
     }
     // Columns are shared out, so that every sum over t is one thread's, in order.
@@ -93,11 +93,10 @@ void router_logits(Type type, const void* x, const float* w, float* logits, std:
   });
 }
 
-void router_logits_backward(Type type, const float* dlogits, const void* x, const float* w, void* dx, float* dw,
+void router_logits_backward(Type type, const float* dlogits, const void* x, const float* w, float* dx, float* dw,
                             std::int64_t rows, std::int64_t width, std::int64_t experts) {
-  with_type(type, [&]<class T>(T) {
-    logits_backward(dlogits, static_cast<const T*>(x), w, static_cast<T*>(dx), dw, rows, width, experts);
-  });
+  with_type(type,
+            [&]<class T>(T) { logits_backward(dlogits, static_cast<const T*>(x), w, dx, dw, rows, width, experts); });
 }
 
 void route(bool softmax_first, const float* logits, std::int32_t* experts, float* weights, float* probabilities,

@@ -24,6 +24,10 @@ struct Bf16Dot {
     const __m256bh rounded = _mm512_cvtneps_pbh((__m512)value);
     __builtin_memcpy(out, &rounded, sizeof(rounded));
   }
+  static Vector stored(const Bf16* from) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+    return (Vector)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
   static void store_pairs(Bf16* out, const Vector* rows) {
     const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)rows[0]));
     const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)rows[1]));
