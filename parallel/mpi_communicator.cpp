@@ -159,17 +159,41 @@ class MpiCommunicator final : public Communicator {
                 static_cast<std::size_t>(out.bytes()));
   }
 
-  void all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
-                  std::span<const std::int64_t> recv) override {
+  std::unique_ptr<Request> start_all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
+                                            std::span<const std::int64_t> recv) override {
     const std::int64_t row_bytes = bytes_of_row(x);
     require(x.dtype == out.dtype && row_bytes == bytes_of_row(out), "group {}: all_to_all of {} {} into {} {}", name_,
             dropcycle::name(x.dtype), to_string(x.shape), dropcycle::name(out.dtype), to_string(out.shape));
     const Counts sent = as_counts(send, x, "sent from"), received = as_counts(recv, out, "received into");
     const RowType row(as_count(row_bytes, "all_to_all"));
-    count(Collective::all_to_all, (sent.total - send[static_cast<std::size_t>(rank_)]) * row_bytes);
-    check(MPI_Alltoallv(x.data, sent.rows.data(), sent.first.data(), row.get(), out.data, received.rows.data(),
-                        received.first.data(), row.get(), comm_.get()),
-          "all_to_all");
+    const auto own = static_cast<std::size_t>(rank_);
+    require(send[own] == recv[own], "group {}: all_to_all of {} rows to itself, {} expected", name_, send[own],
+            recv[own]);
+    count(Collective::all_to_all, (sent.total - send[own]) * row_bytes);
+    auto request = std::make_unique<MpiRequest>(name_, rank_, "all_to_all");
+    const int tag = next_exchange().tag;
+    const auto rows_of = [&](const Tensor& tensor, const Counts& counts, std::size_t peer) {
+      return static_cast<std::byte*>(tensor.data) + counts.first[peer] * row_bytes;
+    };
+    // Each rank begins with its neighbour, so that not all of them speak to the same one at once.
+    for (int step = 1; step < size_; ++step) {
+      const int from = (rank_ + size_ - step) % size_;
+      const auto r = static_cast<std::size_t>(from);
+      if (recv[r] == 0) continue;
+      check(MPI_Irecv(rows_of(out, received, r), received.rows[r], row.get(), from, tag, comm_.get(), request->add()),
+            "all_to_all");
+    }
+    for (int step = 1; step < size_; ++step) {
+      const int to = (rank_ + step) % size_;
+      const auto r = static_cast<std::size_t>(to);
+      if (send[r] == 0) continue;
+      check(MPI_Isend(rows_of(x, sent, r), sent.rows[r], row.get(), to, tag, comm_.get(), request->add()),
+            "all_to_all");
+    }
+    if (send[own] > 0) {
+      std::memcpy(rows_of(out, received, own), rows_of(x, sent, own), static_cast<std::size_t>(send[own] * row_bytes));
+    }
+    return request;
   }
 
   void all_to_all_counts(std::span<const std::int64_t> send, std::span<std::int64_t> recv) override {

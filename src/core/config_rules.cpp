@@ -198,6 +198,9 @@ void check_parallel(const Config& config) {
   check_expert_axis(config, "expert", config.parallel.expert, "experts", model.experts);
   check_expert_axis(config, "expert_tensor", config.parallel.expert_tensor, "intermediate_size",
                     model.intermediate_size);
+  if (config.parallel.overlap_dispatch && config.parallel.expert == 1) {
+    fail(Status::usage, "parallel.overlap_dispatch is true, expected false: parallel.expert is 1, so no row travels");
+  }
 }
 
 }  // namespace

@@ -214,7 +214,9 @@ void add_parallel(Keys& keys) {
        {"parallel.shard_optimizer", parallel<&C::shard_optimizer>, "",
         "ZeRO-1: replicas share master weights and moments"},
        {"parallel.overlap_weights", parallel<&C::overlap_weights>, "",
-        "gather updated weights during the next forward (sharded optimizer)"}});
+        "gather updated weights during the next forward (sharded optimizer)"},
+       {"parallel.overlap_dispatch", parallel<&C::overlap_dispatch>, "",
+        "half of a microbatch's rows travel while the experts compute the other half (EP > 1)"}});
 }
 
 void add_checkpoint(Keys& keys) {

@@ -181,7 +181,7 @@ Stream Model::layers_forward(Context& c, const Chunk& chunk, const Microbatch& b
     } else {
       saved.input = stream.x;
       const ArenaScope scope(recompute_);
-      Context inner{ops_, groups_, recompute_, scratch_, compute_, c.version, Recompute::none};
+      Context inner{ops_, groups_, recompute_, scratch_, compute_, c.version, Recompute::none, c.dispatch_parts};
       LayerSaved dropped;
       const Stream out = layer_forward(inner, l, batch, training, stream, delta, dropped, state.routing, look);
       stream = {c.saved.tensor(c.acc(), delta.shape), {}};
@@ -207,7 +207,7 @@ void Model::layer_backward(Context& c, std::size_t l, const Microbatch& batch, c
   LayerSaved& saved = state.layers[l];
   const ArenaScope scope(recompute_);
   if (c.recompute == Recompute::full) {
-    Context inner{ops_, groups_, recompute_, scratch_, compute_, c.version, Recompute::none};
+    Context inner{ops_, groups_, recompute_, scratch_, compute_, c.version, Recompute::none, c.dispatch_parts};
     const Tensor delta = recompute_.tensor(c.acc(), g.shape);
     RoutingStatistics known(state.routing.layers, state.routing.experts, g.shape[0]);  // summed over the ranks already
     layer_forward(inner, l, batch, training, {saved.input, {}}, delta, saved, known);

@@ -259,6 +259,7 @@ MicrobatchLosses Model::forward_backward(std::span<const Microbatch> batches, co
     const bool forward = step.kind == PipelineStep::Kind::forward, last = step.microbatch + 1 == count;
     Alive& state = forward ? acquire(step.microbatch, step.chunk, promised) : find(step.microbatch, step.chunk);
     Context c = context(state.saved, training.recompute);
+    if (training.overlap_dispatch && groups_[GroupKind::ep].size() > 1) c.dispatch_parts = kDispatchParts;
     if (forward) {
       chunk_forward(c, chunk, batch, training.router, state);
     } else {

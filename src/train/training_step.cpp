@@ -74,7 +74,8 @@ MicrobatchTraining TrainingStep::microbatch_training(std::int64_t step, std::int
                      .jitter = t.jitter,
                      .seed = t.seed,
                      .step = static_cast<std::uint64_t>(step)},
-          .recompute = parse_recompute(t.recompute)};
+          .recompute = parse_recompute(t.recompute),
+          .overlap_dispatch = config_.parallel.overlap_dispatch};
 }
 
 StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microbatches,

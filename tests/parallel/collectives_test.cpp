@@ -262,6 +262,40 @@ TEST_CASE("all_to_all and its exchange of counts are adjoint, with empty pairs")
   CHECK(back == x);
 }
 
+TEST_CASE("started all_to_all: adjoint, several under way, any order of ending") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  const Exchange e(group.rank(), group.size());
+  for (const std::int64_t width : {5, 40000}) {
+    std::vector<double> x = draw(15, group.rank(), e.sent * width), ax(static_cast<std::size_t>(e.received * width));
+    std::vector<double> y = draw(16, group.rank(), e.received * width), aty(x.size()), z(ax.size());
+    const Tensor xs(x.data(), Shape{e.sent, width}), ys(y.data(), Shape{e.received, width});
+    const auto first = group.start_all_to_all(xs, e.send, Tensor(ax.data(), ys.shape), e.recv);
+    const auto second = group.start_all_to_all(ys, e.recv, Tensor(aty.data(), xs.shape), e.send);
+    const auto third = group.start_all_to_all(xs, e.send, Tensor(z.data(), ys.shape), e.recv);
+    third->wait();
+    while (!second->test()) {
+    }
+    first->wait();
+    CHECK(first->test());  // done stays done
+    check_adjoint(sum_over_ranks(dot(ax, y)), sum_over_ranks(dot(x, aty)));
+    CHECK(z == ax);
+    // Rank r's rows for this one begin after those for the ranks before.
+    auto at = ax.begin();
+    for (int r = 0; r < group.size(); ++r) {
+      std::int64_t before = 0, all = 0;
+      for (int to = 0; to < group.size(); ++to) {
+        all += rows_between(r, to);
+        if (to < group.rank()) before += rows_between(r, to);
+      }
+      const std::vector<double> sent = draw(15, r, all * width);
+      const auto rows = rows_between(r, group.rank()) * width;
+      CHECK(std::equal(at, at + rows, sent.begin() + before * width));
+      at += rows;
+    }
+  }
+}
+
 TEST_CASE("all_to_all puts each rank's rows where they belong, in any type") {
   Groups groups = all_ranks();
   Communicator& group = groups.world();

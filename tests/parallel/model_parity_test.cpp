@@ -54,6 +54,24 @@ TEST_CASE("recompute runs the exchanges again") {
   }
 }
 
+TEST_CASE("half of the rows travel while the other half's experts compute") {
+  const auto all = training_with(BalanceScope::all_layers), per = training_with(BalanceScope::per_layer, 0.3, 0.1);
+  const auto check = [](ParityCase c) {
+    c.training.overlap_dispatch = true;
+    check_all_divisions(c);
+  };
+  check({"12 experts, K = 2", tiny_moe(12, 2), all});
+  check({"4 experts, K = 1", tiny_moe(4, 1), per});
+  check({"4 experts, K = E", tiny_moe(4, 4), all});
+  check({"one expert takes all", tiny_moe(12, 1), all, true});
+  check({.name = "empty halves", .config = tiny_moe(12, 2), .training = per, .uneven = true});
+  for (const Recompute recompute : {Recompute::selective, Recompute::full}) {
+    auto training = all;
+    training.recompute = recompute;
+    check({"recompute", tiny_moe(12, 2), training});
+  }
+}
+
 TEST_CASE("ranks whose experts get no token") {
   check_all_divisions({"one expert takes all", tiny_moe(12, 1), training_with(BalanceScope::all_layers), true});
 }

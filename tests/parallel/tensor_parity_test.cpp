@@ -74,6 +74,15 @@ TEST_CASE("recompute runs the collectives again") {
   }
 }
 
+TEST_CASE("half of the rows travel while the other half's experts compute") {
+  for (const Recompute recompute : {Recompute::none, Recompute::selective, Recompute::full}) {
+    auto training = training_with(BalanceScope::all_layers, 0.1, 0.1);
+    training.recompute = recompute;
+    training.overlap_dispatch = true;
+    check_layouts({"overlap", sharable(4), training}, kExperts);
+  }
+}
+
 TEST_CASE("ranks whose experts get no token") {
   ModelConfig config = sharable(4);
   config.experts_per_token = 1;
@@ -82,16 +91,19 @@ TEST_CASE("ranks whose experts get no token") {
 
 TEST_CASE("a repeated microbatch allocates nothing") {
   const auto ops = make_reference_ops();
-  const Groups groups = Groups::over_mpi(Topology({.tp = 2, .etp = 2}, world_size()));
-  const ModelConfig config = sharable(4);
-  const TinyBatch data(config, 2, 8);
-  Model model(config, groups, *ops, DType::f32);
-  fill(model);
-  const auto training = training_with(BalanceScope::all_layers);
-  for (int i = 0; i < 2; ++i) model.forward_backward(data.batch, training);
-  const std::int64_t before = model.system_allocations();
-  for (int i = 0; i < 3; ++i) model.forward_backward(data.batch, training);
-  CHECK(model.system_allocations() == before);
+  for (const Layout& layout : {Layout{.tp = 2, .etp = 2}, Layout{.tp = 2, .ep = 2}}) {
+    const Groups groups = Groups::over_mpi(Topology(layout, world_size()));
+    const ModelConfig config = sharable(4);
+    const TinyBatch data(config, 2, 8);
+    Model model(config, groups, *ops, DType::f32);
+    fill(model);
+    auto training = training_with(BalanceScope::all_layers);
+    training.overlap_dispatch = layout.ep > 1;
+    for (int i = 0; i < 2; ++i) model.forward_backward(data.batch, training);
+    const std::int64_t before = model.system_allocations();
+    for (int i = 0; i < 3; ++i) model.forward_backward(data.batch, training);
+    CHECK(model.system_allocations() == before);
+  }
 }
 
 TEST_CASE("the place of a NaN is named by the rank that holds it, and by no other of its microbatch") {

@@ -64,12 +64,14 @@ std::vector<Batch> batches_of(const Config& config, const Groups& groups) {
   return batches;
 }
 
-void check(const Layout& layout, std::int64_t experts, DType compute, bool shard, const std::string& recompute) {
+void check(const Layout& layout, std::int64_t experts, DType compute, bool shard, const std::string& recompute,
+           bool overlap = false) {
   const Topology topology(layout, world_size());
   CAPTURE(topology.describe());
   CAPTURE(experts);
   CAPTURE(recompute);
-  const Config config = config_of(experts, shard, recompute);
+  Config config = config_of(experts, shard, recompute);
+  config.parallel.overlap_dispatch = overlap;
   const Groups groups = Groups::over_mpi(topology);
   static const auto ops = make_reference_ops();
   const ShardOptions shards{.optimizer = shard, .bucket_bytes = config.parallel.bucket_bytes};
@@ -118,6 +120,7 @@ TEST_CASE("counted bytes are the formula's") {
     if (layout.pp == 3) continue;  // four layers
     check(layout, size == 3 ? 3 : 4, DType::f32, layout.cp > 1, "full");
     check(layout, size == 3 ? 3 : 4, DType::bf16, true, "none");
+    if (layout.ep > 1) check(layout, size == 3 ? 3 : 4, DType::f32, true, "none", true);
   }
 }
 

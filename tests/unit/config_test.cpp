@@ -228,6 +228,8 @@ TEST_CASE("resolve fills sizes and names the keys of a broken rule") {
   CHECK(resolve_message("parallel.tensor=6") ==
         "parallel.tensor is 6, expected a divisor of train.micro_batch * data.sequence_length / parallel.context "
         "(1024), the rows of a microbatch: choose 2");
+  CHECK(resolve_message("parallel.overlap_dispatch=true") ==
+        "parallel.overlap_dispatch is true, expected false: parallel.expert is 1, so no row travels");
   CHECK(resolve_message("parallel.virtual_stages=2") ==
         "parallel.virtual_stages is 2, expected 1: parallel.schedule is '1f1b', not 'interleaved'");
   CHECK(resolve_message("parallel.schedule=interleaved") ==

@@ -98,7 +98,7 @@ struct ParallelConfig {
   int virtual_stages = 1;
   std::vector<std::int64_t> pipeline_layers;  // empty: even
   std::int64_t bucket_bytes = 25 << 20;
-  bool overlap_gradients = true, shard_optimizer = true, overlap_weights = false;
+  bool overlap_gradients = true, shard_optimizer = true, overlap_weights = false, overlap_dispatch = false;
 
   bool operator==(const ParallelConfig&) const = default;
 };

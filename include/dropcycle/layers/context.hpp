@@ -34,6 +34,8 @@ enum class Recompute {
 // Of train.recompute.
 Recompute parse_recompute(std::string_view text);
 
+inline constexpr int kDispatchParts = 2;
+
 struct Context {
   Ops& ops;
   const Groups& groups;
@@ -42,6 +44,7 @@ struct Context {
   DType compute;          // type of weights and activations
   std::uint64_t version;  // of the weights (see Weight)
   Recompute recompute = Recompute::none;
+  int dispatch_parts = 1;  // a MoE layer dispatches its tokens in so many parts, at most kDispatchParts
 
   DType acc() const { return accumulator_of(compute); }
   Weight weight(const Tensor& tensor) const { return {tensor, version}; }

@@ -36,6 +36,7 @@ struct MicrobatchTraining {
   double token_scale = 1;  // 1 / predicted tokens of the global batch: the one place where the loss is averaged
   RouterTraining router;
   Recompute recompute = Recompute::none;
+  bool overlap_dispatch = false;  // with EP > 1: half of the rows travel while the other half's experts compute
 };
 
 // Result of some microbatches: what this rank's chunks add to it. Under pipeline parallelism everything but `tokens` is

@@ -90,35 +90,38 @@ void Dispatcher::group_received(Context& c, std::span<const std::int64_t> counts
   }
 }
 
-Tensor Dispatcher::to_experts(Context& c, const DispatchPlan& plan, const Tensor& rows, Arena& arena) const {
+Tensor Dispatcher::sort(Context& c, const DispatchPlan& plan, const Tensor& x) const {
+  const Shape shape{plan.token_of_row.shape[0], x.shape[1]};
+  const Tensor sorted = (alone() ? c.saved : c.scratch).tensor(x.dtype, shape);  // alone: the experts' input
+  c.ops.gather_rows(x, plan.token_of_row, sorted);
+  return sorted;
+}
+
+TravellingRows Dispatcher::send(Context& c, const DispatchPlan& plan, const Tensor& rows) const {
+  if (ranks_ == 1) return {rows, nullptr};
+  const std::int64_t received = plan.gathered[static_cast<std::size_t>(c.groups[GroupKind::etp].rank())];
+  const Tensor arrived = c.scratch.tensor(rows.dtype, {received, rows.shape[1]});
+  return {arrived, c.groups[GroupKind::ep].start_all_to_all(rows, plan.send, arrived, plan.receive)};
+}
+
+Tensor Dispatcher::receive(Context& c, const DispatchPlan& plan, const TravellingRows& sent, Arena& arena) const {
+  Tensor arrived = sent.arrived();
+  if (alone()) return arrived;
+  const Shape shape{plan.rows(), arrived.shape[1]};
   Communicator& etp = c.groups[GroupKind::etp];
-  const std::int64_t width = rows.shape[1], received = plan.gathered[static_cast<std::size_t>(etp.rank())];
-  // 2. Exchange.
-  Tensor arrived = rows;
-  if (ranks_ > 1) {
-    arrived = c.scratch.tensor(rows.dtype, {received, width});
-    c.groups[GroupKind::ep].all_to_all(rows, plan.send, arrived, plan.receive);
-  }
   if (etp.size() > 1) {
-    const Tensor all = c.scratch.tensor(rows.dtype, {plan.rows(), width});
+    const Tensor all = c.scratch.tensor(arrived.dtype, shape);
     etp.all_gather(arrived, plan.gathered, all);
     arrived = all;
   }
   // 3. Group.
-  const Tensor grouped = arena.tensor(rows.dtype, {plan.rows(), width});
+  const Tensor grouped = arena.tensor(arrived.dtype, shape);
   c.ops.gather_rows(arrived, plan.group_index, grouped);
   return grouped;
 }
 
-Tensor Dispatcher::dispatch(Context& c, const DispatchPlan& plan, const Tensor& x, Arena& arena) const {
-  const Shape shape{plan.token_of_row.shape[0], x.shape[1]};
-  const Tensor sorted = (alone() ? arena : c.scratch).tensor(x.dtype, shape);
-  c.ops.gather_rows(x, plan.token_of_row, sorted);
-  return alone() ? sorted : to_experts(c, plan, sorted, arena);
-}
-
-Tensor Dispatcher::collect(Context& c, const DispatchPlan& plan, const Tensor& grouped, Arena& arena) const {
-  if (alone()) return grouped;
+TravellingRows Dispatcher::send_back(Context& c, const DispatchPlan& plan, const Tensor& grouped, Arena& arena) const {
+  if (alone()) return {grouped, nullptr};
   Communicator& etp = c.groups[GroupKind::etp];
   const std::int64_t width = grouped.shape[1], received = plan.gathered[static_cast<std::size_t>(etp.rank())];
   // 3'. Ungroup.
@@ -131,20 +134,9 @@ Tensor Dispatcher::collect(Context& c, const DispatchPlan& plan, const Tensor& g
     arrived = (ranks_ > 1 ? c.scratch : arena).tensor(c.compute, {received, width});
     c.ops.convert(sum, arrived);
   }
-  if (ranks_ == 1) return arrived;
+  if (ranks_ == 1) return {arrived, nullptr};
   const Tensor rows = arena.tensor(c.compute, {plan.token_of_row.shape[0], width});
-  c.groups[GroupKind::ep].all_to_all(arrived, plan.receive, rows, plan.send);
-  return rows;
-}
-
-void Dispatcher::dispatch_backward(Context& c, const DispatchPlan& plan, const Tensor& dgrouped,
-                                   const Tensor& dx) const {
-  const Tensor drows = collect(c, plan, dgrouped, c.scratch);
-  c.ops.combine(drows, plan.slots, {}, dx);
-}
-
-Tensor Dispatcher::collect_backward(Context& c, const DispatchPlan& plan, const Tensor& drows) const {
-  return alone() ? drows : to_experts(c, plan, drows, c.scratch);
+  return {rows, c.groups[GroupKind::ep].start_all_to_all(arrived, plan.receive, rows, plan.send)};
 }
 
 }  // namespace dropcycle

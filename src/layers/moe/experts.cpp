@@ -4,6 +4,14 @@
 
 namespace dropcycle {
 
+namespace {
+
+void progress(Request* under_way) {
+  if (under_way) under_way->test();
+}
+
+}  // namespace
+
 Experts::Experts(const ModelConfig& config, const Groups& groups)
     : config_(config),
       part_(part_of(0, config.intermediate_size, groups[GroupKind::etp])),
@@ -29,36 +37,42 @@ void Experts::declare(const std::string& prefix, std::int64_t first, std::int64_
 }
 
 void Experts::forward(Context& c, const ExpertParameters<Tensor>& w, std::span<const std::int64_t> offsets,
-                      ExpertsSaved& saved, const Tensor& y) const {
+                      ExpertsSaved& saved, const Tensor& y, Request* under_way) const {
   const ArenaScope scope(c.scratch);
   const std::int64_t rows = offsets.back(), width = width_;
   // 1. Gate and up.
   saved.gate_up = c.saved.tensor(c.compute, {rows, 2 * width});
   c.ops.grouped_linear(saved.input, offsets, c.weight(w.gate_up), saved.gate_up);
+  progress(under_way);
   // 2. SwiGLU.
   const bool keep = c.recompute != Recompute::selective;
   const Tensor activated = (keep ? c.saved : c.scratch).tensor(c.compute, {rows, width});
   c.ops.swiglu(saved.gate_up, activated);
   saved.activated = keep ? activated : Tensor();
+  progress(under_way);
   // 3. Down.
   c.ops.grouped_linear(activated, offsets, c.weight(w.down), y);
+  progress(under_way);
 }
 
 void Experts::backward(Context& c, const ExpertParameters<Tensor>& w, const ExpertParameters<Tensor>& dw,
                        std::span<const std::int64_t> offsets, const ExpertsSaved& saved, const Tensor& dy,
-                       const Tensor& dx) const {
+                       const Tensor& dx, Request* under_way) const {
   const ArenaScope scope(c.scratch);
   const std::int64_t rows = offsets.back(), width = width_;
   // 3. Down.
   const Tensor dactivated = c.scratch.tensor(c.compute, {rows, width});
   c.ops.grouped_linear_dx(dy, offsets, c.weight(w.down), dactivated);
+  progress(under_way);
   // 2. SwiGLU.
   const Tensor dgate_up = c.scratch.tensor(c.compute, {rows, 2 * width});
   const Tensor again = saved.activated ? Tensor() : c.scratch.tensor(c.compute, {rows, width});
   c.ops.swiglu_backward(dactivated, saved.gate_up, dgate_up, again);
   c.ops.grouped_linear_dw(dy, saved.activated ? saved.activated : again, offsets, dw.down);
+  progress(under_way);
   // 1. Gate and up.
   c.ops.grouped_linear_dx(dgate_up, offsets, c.weight(w.gate_up), dx);
+  progress(under_way);
   c.ops.grouped_linear_dw(dgate_up, saved.input, offsets, dw.gate_up);
 }
 

@@ -9,6 +9,14 @@ std::vector<TokenRun> runs_of(const Context& c, const Microbatch& batch, const T
   return token_runs(batch, c.groups[GroupKind::tp].rank() * rows.shape[0], rows.shape[0]);
 }
 
+using Travelling = std::array<TravellingRows, kDispatchParts>;
+
+// What travels while the experts of part p compute: the next part's rows, or the results of the part before.
+Request* under_way(const Travelling& there, const Travelling& back, std::size_t p, std::size_t parts) {
+  if (p + 1 < parts) return there[p + 1].request.get();
+  return p > 0 ? back[p - 1].request.get() : nullptr;
+}
+
 }  // namespace
 
 MoeLayer::MoeLayer(const ModelConfig& config, std::int64_t layer, const Groups& groups)
@@ -38,15 +46,32 @@ Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Micro
   // 2. Router.
   router_.forward(c, w.router, normed, runs_of(c, batch, normed), training, saved.router, statistics);
   // 3. Dispatch.
-  saved.plan = dispatcher_.plan(c, saved.router.experts);
-  saved.experts.input = dispatcher_.dispatch(c, saved.plan, normed, c.saved);
+  const auto parts = std::span(saved.parts).first(static_cast<std::size_t>(c.dispatch_parts));
+  Travelling there, back;
+  std::int64_t first = 0;
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    const auto last = normed.shape[0] * static_cast<std::int64_t>(p + 1) / std::ssize(parts);
+    parts[p] = {.first = first, .count = last - first};
+    parts[p].plan = dispatcher_.plan(c, parts[p].of(saved.router.experts));
+    first = last;
+  }
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    there[p] = dispatcher_.send(c, parts[p].plan, dispatcher_.sort(c, parts[p].plan, parts[p].of(normed)));
+  }
   // 4. Experts.
-  const DType results_type = partial_ ? c.acc() : c.compute;
-  const Tensor results = (dispatcher_.alone() ? c.saved : c.scratch).tensor(results_type, saved.experts.input.shape);
-  experts_.forward(c, w.experts, saved.plan.offsets, saved.experts, results);
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    DispatchedPart& part = parts[p];
+    part.experts.input = dispatcher_.receive(c, part.plan, there[p], c.saved);
+    const DType type = partial_ ? c.acc() : c.compute;
+    const Tensor results = (dispatcher_.alone() ? c.saved : c.scratch).tensor(type, part.experts.input.shape);
+    experts_.forward(c, w.experts, part.plan.offsets, part.experts, results, under_way(there, back, p, parts.size()));
+    back[p] = dispatcher_.send_back(c, part.plan, results, c.saved);
+  }
   // 5. Combine.
-  saved.rows = dispatcher_.collect(c, saved.plan, results, c.saved);
-  c.ops.combine(saved.rows, saved.plan.slots, saved.router.weights, delta);
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    parts[p].rows = back[p].arrived();
+    c.ops.combine(parts[p].rows, parts[p].plan.slots, parts[p].of(saved.router.weights), parts[p].of(delta));
+  }
   return {saved.norm.sum, delta};
 }
 
@@ -54,17 +79,31 @@ void MoeLayer::backward(Context& c, const MoeParameters<Tensor>& w, const MoePar
                         const Microbatch& batch, const RouterTraining& training, const RoutingStatistics& statistics,
                         const MoeSaved& saved, const Tensor& g) const {
   const ArenaScope scope(c.scratch);
+  const auto parts = std::span(saved.parts).first(static_cast<std::size_t>(c.dispatch_parts));
+  Travelling there, back;
   // 5. Combine.
-  const Tensor drows = c.scratch.tensor(c.compute, saved.rows.shape);
   const Tensor dweights = c.scratch.tensor(c.acc(), saved.router.weights.shape);
-  c.ops.combine_backward(g, saved.rows, saved.plan.slots, saved.router.weights, drows, dweights);
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    const DispatchedPart& part = parts[p];
+    const Tensor drows = c.scratch.tensor(c.compute, part.rows.shape);
+    c.ops.combine_backward(part.of(g), part.rows, part.plan.slots, part.of(saved.router.weights), drows,
+                           part.of(dweights));
+    there[p] = dispatcher_.send(c, part.plan, drows);
+  }
   // 4. Experts.
-  const Tensor dresults = dispatcher_.collect_backward(c, saved.plan, drows);
-  const Tensor dinput = c.scratch.tensor(partial_ ? c.acc() : c.compute, saved.experts.input.shape);
-  experts_.backward(c, w.experts, dw.experts, saved.plan.offsets, saved.experts, dresults, dinput);
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    const DispatchedPart& part = parts[p];
+    const Tensor dresults = dispatcher_.receive(c, part.plan, there[p], c.scratch);
+    const Tensor dinput = c.scratch.tensor(partial_ ? c.acc() : c.compute, part.experts.input.shape);
+    experts_.backward(c, w.experts, dw.experts, part.plan.offsets, part.experts, dresults, dinput,
+                      under_way(there, back, p, parts.size()));
+    back[p] = dispatcher_.send_back(c, part.plan, dinput, c.scratch);
+  }
   // 3. Dispatch.
   const Tensor dnormed = c.scratch.tensor(c.acc(), g.shape);
-  dispatcher_.dispatch_backward(c, saved.plan, dinput, dnormed);
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    c.ops.combine(back[p].arrived(), parts[p].plan.slots, {}, parts[p].of(dnormed));
+  }
   // 2. Router.
   RouterSaved router = saved.router;
   if (training.jitter == 0) router.input = norm_output(c, w.norm, config_.norm_epsilon, saved.norm);

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -31,6 +32,17 @@ struct DispatchPlan {
   std::int64_t rows() const { return offsets.back(); }  // M
 };
 
+// Rows on their way between ranks, or where they are already.
+struct TravellingRows {
+  Tensor rows;
+  std::unique_ptr<Request> request;  // empty: they stayed
+  // The rows, once they are there.
+  const Tensor& arrived() const {
+    if (request) request->wait();
+    return rows;
+  }
+};
+
 class Dispatcher {
  public:
   // Throws Error{usage} unless experts % EP == 0.
@@ -41,19 +53,17 @@ class Dispatcher {
 
   // From experts i32 [T,K]; exchanges the row counts over ep and etp.
   DispatchPlan plan(Context& context, const Tensor& experts) const;
-  // Steps 1 to 3: x [T,H] to grouped rows [M,H], in `arena` (saved or scratch).
-  Tensor dispatch(Context& context, const DispatchPlan& plan, const Tensor& x, Arena& arena) const;
-  // Steps 3' and 2': grouped rows [M,H] (in acc where ETP > 1) back to rows [T K, H] in the order of step 1, in
-  // `arena`.
-  Tensor collect(Context& context, const DispatchPlan& plan, const Tensor& grouped, Arena& arena) const;
-  // Adjoint of dispatch: dx [T,H] (=) from the gradient of the grouped rows.
-  void dispatch_backward(Context& context, const DispatchPlan& plan, const Tensor& dgrouped, const Tensor& dx) const;
-  // Adjoint of collect: the gradient of the grouped rows, in scratch, from that of the rows.
-  Tensor collect_backward(Context& context, const DispatchPlan& plan, const Tensor& drows) const;
+  // Step 1: x [T,H] to rows [T K, H].
+  Tensor sort(Context& context, const DispatchPlan& plan, const Tensor& x) const;
+  // Step 2 begins: rows [T K, H] leave for the ranks of ep. Adjoint: send_back, as far as arrived().
+  TravellingRows send(Context& context, const DispatchPlan& plan, const Tensor& rows) const;
+  // Steps 2 and 3 end: grouped rows [M,H] of what was sent, in `arena` (saved or scratch).
+  Tensor receive(Context& context, const DispatchPlan& plan, const TravellingRows& sent, Arena& arena) const;
+  // Step 3', and 2' begins: grouped rows [M,H] (in acc where ETP > 1) leave for their owners, where they arrive as rows
+  // [T K, H] in the order of step 1, in `arena`. Adjoint: send and receive.
+  TravellingRows send_back(Context& context, const DispatchPlan& plan, const Tensor& grouped, Arena& arena) const;
 
  private:
-  // Rows [T K, H] to grouped rows [M, H] (steps 2 and 3).
-  Tensor to_experts(Context& context, const DispatchPlan& plan, const Tensor& rows, Arena& arena) const;
   // counts[s, e]: rows that come from source s for local expert e.
   void group_received(Context& context, std::span<const std::int64_t> counts, DispatchPlan& plan) const;
 

@@ -32,13 +32,14 @@ class Experts {
   // Appends gate, up and down of the experts [first, first + count) under `prefix` ("layers.3.moe.").
   void declare(const std::string& prefix, std::int64_t first, std::int64_t count,
                std::vector<ParameterSpec>& specs) const;
-  // y [M,H] (=) from saved.input: with ETP > 1, in acc, this rank's part of a sum over etp.
+  // y [M,H] (=) from saved.input: with ETP > 1, in acc, this rank's part of a sum over etp. `under_way`, if any, is
+  // tested between the products, so that it makes progress.
   void forward(Context& context, const ExpertParameters<Tensor>& w, std::span<const std::int64_t> offsets,
-               ExpertsSaved& saved, const Tensor& y) const;
+               ExpertsSaved& saved, const Tensor& y, Request* under_way) const;
   // dx [M,H] (=), dw +=; dx is as forward's y.
   void backward(Context& context, const ExpertParameters<Tensor>& w, const ExpertParameters<Tensor>& dw,
-                std::span<const std::int64_t> offsets, const ExpertsSaved& saved, const Tensor& dy,
-                const Tensor& dx) const;
+                std::span<const std::int64_t> offsets, const ExpertsSaved& saved, const Tensor& dy, const Tensor& dx,
+                Request* under_way) const;
 
  private:
   ModelConfig config_;

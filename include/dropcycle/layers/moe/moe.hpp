@@ -1,8 +1,12 @@
 // The MoE layer of Mixtral with its norm: router, dispatcher, experts.
 //
 //   sum = x + delta;  n = rms_norm(sum);  delta'[t] = Σ_k g[t,k] SwiGLU_{e(t,k)}(n[t])            (the paper's Eq. 2)
+//
+// With two dispatch parts of T/2 tokens each (perhaps none), one part's rows travel while the other part's experts
+// compute, in forward and in backward. A token's sums are the same; dw adds the parts one after the other.
 #pragma once
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -19,12 +23,19 @@ struct MoeParameters {
   ExpertParameters<T> experts;
 };
 
+// Tokens [first, first + count) of this rank's T, which are dispatched together.
+struct DispatchedPart {
+  std::int64_t first = 0, count = 0;
+  DispatchPlan plan;
+  ExpertsSaved experts;
+  Tensor rows;  // [count K, H]: the experts' results, in sorted order
+  Tensor of(const Tensor& tokens) const { return tokens.rows(first, count); }
+};
+
 struct MoeSaved {
   NormSaved norm;
   RouterSaved router;
-  DispatchPlan plan;
-  ExpertsSaved experts;
-  Tensor rows;  // [T K, H]: the experts' results, in sorted order
+  std::array<DispatchedPart, kDispatchParts> parts;  // the first context.dispatch_parts of them
 };
 
 class MoeLayer {
