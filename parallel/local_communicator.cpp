@@ -28,12 +28,16 @@ class LocalCommunicator final : public Communicator {
   void reduce_scatter(const Tensor& x, const Tensor& out) override { copy(x, out); }
   void all_gather(const Tensor& x, std::span<const std::int64_t>, const Tensor& out) override { copy(x, out); }
   void reduce_scatter(const Tensor& x, std::span<const std::int64_t>, const Tensor& out) override { copy(x, out); }
-  std::unique_ptr<Request> start_all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
-                                            std::span<const std::int64_t> recv) override {
+  void all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
+                  std::span<const std::int64_t> recv) override {
     require(send.size() == 1 && recv.size() == 1 && send[0] == recv[0] && x.shape.dims() >= 1 && out.shape.dims() >= 1,
             "group {}: all_to_all with itself of {} rows of {} into {}", name_, send.empty() ? -1 : send[0],
             to_string(x.shape), to_string(out.shape));
     copy(x.rows(0, send[0]), out.rows(0, recv[0]));
+  }
+  std::unique_ptr<Request> start_all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
+                                            std::span<const std::int64_t> recv) override {
+    all_to_all(x, send, out, recv);
     return std::make_unique<Done>();
   }
   void all_to_all_counts(std::span<const std::int64_t> send, std::span<std::int64_t> recv) override {

@@ -159,39 +159,46 @@ class MpiCommunicator final : public Communicator {
                 static_cast<std::size_t>(out.bytes()));
   }
 
+  void all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
+                  std::span<const std::int64_t> recv) override {
+    const RowExchange rows = row_exchange(x, send, out, recv);
+    const RowType row(rows.row_bytes);
+    check(MPI_Alltoallv(x.data, rows.sent.rows.data(), rows.sent.first.data(), row.get(), out.data,
+                        rows.received.rows.data(), rows.received.first.data(), row.get(), comm_.get()),
+          "all_to_all");
+  }
+
   std::unique_ptr<Request> start_all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
                                             std::span<const std::int64_t> recv) override {
-    const std::int64_t row_bytes = bytes_of_row(x);
-    require(x.dtype == out.dtype && row_bytes == bytes_of_row(out), "group {}: all_to_all of {} {} into {} {}", name_,
-            dropcycle::name(x.dtype), to_string(x.shape), dropcycle::name(out.dtype), to_string(out.shape));
-    const Counts sent = as_counts(send, x, "sent from"), received = as_counts(recv, out, "received into");
-    const RowType row(as_count(row_bytes, "all_to_all"));
+    const RowExchange rows = row_exchange(x, send, out, recv);
+    const RowType row(rows.row_bytes);
     const auto own = static_cast<std::size_t>(rank_);
     require(send[own] == recv[own], "group {}: all_to_all of {} rows to itself, {} expected", name_, send[own],
             recv[own]);
-    count(Collective::all_to_all, (sent.total - send[own]) * row_bytes);
     auto request = std::make_unique<MpiRequest>(name_, rank_, "all_to_all");
     const int tag = next_exchange().tag;
     const auto rows_of = [&](const Tensor& tensor, const Counts& counts, std::size_t peer) {
-      return static_cast<std::byte*>(tensor.data) + counts.first[peer] * row_bytes;
+      return static_cast<std::byte*>(tensor.data) + std::int64_t{counts.first[peer]} * rows.row_bytes;
     };
     // Each rank begins with its neighbour, so that not all of them speak to the same one at once.
     for (int step = 1; step < size_; ++step) {
       const int from = (rank_ + size_ - step) % size_;
       const auto r = static_cast<std::size_t>(from);
       if (recv[r] == 0) continue;
-      check(MPI_Irecv(rows_of(out, received, r), received.rows[r], row.get(), from, tag, comm_.get(), request->add()),
+      check(MPI_Irecv(rows_of(out, rows.received, r), rows.received.rows[r], row.get(), from, tag, comm_.get(),
+                      request->add()),
             "all_to_all");
     }
     for (int step = 1; step < size_; ++step) {
       const int to = (rank_ + step) % size_;
       const auto r = static_cast<std::size_t>(to);
       if (send[r] == 0) continue;
-      check(MPI_Isend(rows_of(x, sent, r), sent.rows[r], row.get(), to, tag, comm_.get(), request->add()),
+      check(MPI_Isend(rows_of(x, rows.sent, r), rows.sent.rows[r], row.get(), to, tag, comm_.get(), request->add()),
             "all_to_all");
     }
     if (send[own] > 0) {
-      std::memcpy(rows_of(out, received, own), rows_of(x, sent, own), static_cast<std::size_t>(send[own] * row_bytes));
+      std::memcpy(rows_of(out, rows.received, own), rows_of(x, rows.sent, own),
+                  static_cast<std::size_t>(send[own] * rows.row_bytes));
     }
     return request;
   }
@@ -289,6 +296,23 @@ class MpiCommunicator final : public Communicator {
     require(result.total <= x.shape[0], "group {}: {} rows are {} a tensor {}", name_, result.total, direction,
             to_string(x.shape));
     return result;
+  }
+
+  struct RowExchange {
+    Counts sent, received;
+    int row_bytes = 0;
+  };
+
+  // Of an all_to_all, checked and counted.
+  RowExchange row_exchange(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
+                           std::span<const std::int64_t> recv) {
+    const std::int64_t row_bytes = bytes_of_row(x);
+    require(x.dtype == out.dtype && row_bytes == bytes_of_row(out), "group {}: all_to_all of {} {} into {} {}", name_,
+            dropcycle::name(x.dtype), to_string(x.shape), dropcycle::name(out.dtype), to_string(out.shape));
+    RowExchange rows{as_counts(send, x, "sent from"), as_counts(recv, out, "received into"),
+                     as_count(row_bytes, "all_to_all")};
+    count(Collective::all_to_all, (rows.sent.total - send[static_cast<std::size_t>(rank_)]) * row_bytes);
+    return rows;
   }
 
   // Bytes of one row, known of a tensor without rows too.

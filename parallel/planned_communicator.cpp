@@ -20,6 +20,9 @@ class PlannedCommunicator final : public Communicator {
   void reduce_scatter(const Tensor&, const Tensor&) override { refuse(); }
   void all_gather(const Tensor&, std::span<const std::int64_t>, const Tensor&) override { refuse(); }
   void reduce_scatter(const Tensor&, std::span<const std::int64_t>, const Tensor&) override { refuse(); }
+  void all_to_all(const Tensor&, std::span<const std::int64_t>, const Tensor&, std::span<const std::int64_t>) override {
+    refuse();
+  }
   std::unique_ptr<Request> start_all_to_all(const Tensor&, std::span<const std::int64_t>, const Tensor&,
                                             std::span<const std::int64_t>) override {
     refuse();

@@ -69,6 +69,26 @@ void check(MPI_Comm comm, const char* operation, MPI_Datatype type, std::int64_t
   }
 }
 
+// Rank s sends what this rank expects from it, in bytes.
+void check_counts(MPI_Comm comm, const int* send, MPI_Datatype send_type, const int* receive,
+                  MPI_Datatype receive_type) {
+  int send_size = 0, receive_size = 0;
+  PMPI_Type_size(send_type, &send_size);
+  PMPI_Type_size(receive_type, &receive_size);
+  const auto ranks = static_cast<std::size_t>(size_of(comm));
+  std::vector<std::int64_t> sent(ranks), arriving(ranks);
+  for (std::size_t r = 0; r < ranks; ++r) sent[r] = std::int64_t{send[r]} * send_size;
+  PMPI_Alltoall(sent.data(), 1, MPI_INT64_T, arriving.data(), 1, MPI_INT64_T, comm);
+  for (std::size_t r = 0; r < ranks; ++r) {
+    const std::int64_t expected = std::int64_t{receive[r]} * receive_size;
+    if (arriving[r] == expected) continue;
+    Call call{.operation = "MPI_Alltoallv", .type = "bytes", .count = expected};
+    print_head(comm, call);
+    std::fprintf(stderr, "rank %zu sends it %lld bytes\n", r, static_cast<long long>(arriving[r]));
+    PMPI_Abort(MPI_COMM_WORLD, 1);
+  }
+}
+
 // Receives under way.
 struct Posted {
   MPI_Comm comm = MPI_COMM_NULL;
@@ -184,6 +204,13 @@ int MPI_Alltoall(const void* in, int in_count, MPI_Datatype in_type, void* out, 
                  MPI_Comm comm) {
   check(comm, "MPI_Alltoall", in_type, in_count);
   return PMPI_Alltoall(in, in_count, in_type, out, out_count, out_type, comm);
+}
+
+int MPI_Alltoallv(const void* in, const int* in_counts, const int* in_first, MPI_Datatype in_type, void* out,
+                  const int* out_counts, const int* out_first, MPI_Datatype out_type, MPI_Comm comm) {
+  check(comm, "MPI_Alltoallv", MPI_BYTE, 0);
+  check_counts(comm, in_counts, in_type, out_counts, out_type);
+  return PMPI_Alltoallv(in, in_counts, in_first, in_type, out, out_counts, out_first, out_type, comm);
 }
 
 int MPI_Bcast(void* data, int count, MPI_Datatype type, int root, MPI_Comm comm) {

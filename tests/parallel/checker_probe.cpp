@@ -19,6 +19,9 @@ int main(int argc, char** argv) {
   } else {
     MPI_Allreduce(x, y, 2, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
   }
+  const int one[] = {1, 1}, first[] = {0, 1}, two[] = {2, 2}, second[] = {0, 2};
+  const bool more = std::strcmp(mode, "rows") == 0 && odd;
+  MPI_Alltoallv(x, one, first, MPI_DOUBLE, y, more ? two : one, more ? second : first, MPI_DOUBLE, MPI_COMM_WORLD);
   // A message from rank 0 to rank 1, of the awaited two doubles but in mode "message"; not awaited in "unreceived".
   MPI_Comm comm = MPI_COMM_NULL;
   MPI_Comm_dup(MPI_COMM_WORLD, &comm);

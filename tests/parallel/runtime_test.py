@@ -121,6 +121,7 @@ class CheckerTest(unittest.TestCase):
 
     def test_unequal_calls(self):
         for mode, word in (("operation", "MPI_Bcast"), ("type", "MPI_FLOAT"), ("count", "of 3 MPI_DOUBLE"),
+                           ("rows", "of 16 bytes; rank 0 sends it 8 bytes"),
                            ("message", "MPI_Irecv of 16 bytes; rank 0 sends it 8 bytes"),
                            ("unreceived", "a message of rank 0 was never received")):
             outcome = CHECKED[mode].result()

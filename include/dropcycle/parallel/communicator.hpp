@@ -76,15 +76,14 @@ class Communicator {
   // out [counts[rank], ...] = this rank's rows of Σ x [Σ counts, ...], added in the order of the ranks (f64, f32, i32);
   // x is used up. Adjoint: all_gather of the same counts.
   virtual void reduce_scatter(const Tensor& x, std::span<const std::int64_t> counts, const Tensor& out) = 0;
-  // Rows: send[r] rows of x go to rank r, recv[r] rows of out come from rank r, both in rank order. Any type. Several
-  // may be under way and may end in any order; the counts are read before the call returns.
+  // Rows: send[r] rows of x go to rank r, recv[r] rows of out come from rank r, both in rank order. Any type.
   // Adjoint: the same call with send and recv exchanged.
+  virtual void all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
+                          std::span<const std::int64_t> recv) = 0;
+  // The same while the caller computes: several may be under way and may end in any order; the counts are read before
+  // the call returns.
   virtual std::unique_ptr<Request> start_all_to_all(const Tensor& x, std::span<const std::int64_t> send,
                                                     const Tensor& out, std::span<const std::int64_t> recv) = 0;
-  void all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
-                  std::span<const std::int64_t> recv) {
-    start_all_to_all(x, send, out, recv)->wait();
-  }
   // recv[r*n .. r*n+n) = rank r's send[this rank * n ..): n = send.size() / size values each way; for row counts.
   virtual void all_to_all_counts(std::span<const std::int64_t> send, std::span<std::int64_t> recv) = 0;
   // x goes to rank `to`, which receives it into a tensor of the same type and size: the n-th message sent on a channel

@@ -97,11 +97,19 @@ Tensor Dispatcher::sort(Context& c, const DispatchPlan& plan, const Tensor& x) c
   return sorted;
 }
 
+std::unique_ptr<Request> Dispatcher::exchange(Context& c, const Tensor& x, std::span<const std::int64_t> send,
+                                              const Tensor& out, std::span<const std::int64_t> receive) const {
+  Communicator& ep = c.groups[GroupKind::ep];
+  if (c.dispatch_parts > 1) return ep.start_all_to_all(x, send, out, receive);
+  ep.all_to_all(x, send, out, receive);  // nothing to compute meanwhile
+  return nullptr;
+}
+
 TravellingRows Dispatcher::send(Context& c, const DispatchPlan& plan, const Tensor& rows) const {
   if (ranks_ == 1) return {rows, nullptr};
   const std::int64_t received = plan.gathered[static_cast<std::size_t>(c.groups[GroupKind::etp].rank())];
   const Tensor arrived = c.scratch.tensor(rows.dtype, {received, rows.shape[1]});
-  return {arrived, c.groups[GroupKind::ep].start_all_to_all(rows, plan.send, arrived, plan.receive)};
+  return {arrived, exchange(c, rows, plan.send, arrived, plan.receive)};
 }
 
 Tensor Dispatcher::receive(Context& c, const DispatchPlan& plan, const TravellingRows& sent, Arena& arena) const {
@@ -136,7 +144,7 @@ TravellingRows Dispatcher::send_back(Context& c, const DispatchPlan& plan, const
   }
   if (ranks_ == 1) return {arrived, nullptr};
   const Tensor rows = arena.tensor(c.compute, {plan.token_of_row.shape[0], width});
-  return {rows, c.groups[GroupKind::ep].start_all_to_all(arrived, plan.receive, rows, plan.send)};
+  return {rows, exchange(c, arrived, plan.receive, rows, plan.send)};
 }
 
 }  // namespace dropcycle

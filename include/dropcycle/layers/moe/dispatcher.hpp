@@ -35,7 +35,7 @@ struct DispatchPlan {
 // Rows on their way between ranks, or where they are already.
 struct TravellingRows {
   Tensor rows;
-  std::unique_ptr<Request> request;  // empty: they stayed
+  std::unique_ptr<Request> request;  // empty: they are there
   // The rows, once they are there.
   const Tensor& arrived() const {
     if (request) request->wait();
@@ -64,6 +64,9 @@ class Dispatcher {
   TravellingRows send_back(Context& context, const DispatchPlan& plan, const Tensor& grouped, Arena& arena) const;
 
  private:
+  // Between the ranks of ep; empty where it is over.
+  std::unique_ptr<Request> exchange(Context& context, const Tensor& x, std::span<const std::int64_t> send,
+                                    const Tensor& out, std::span<const std::int64_t> receive) const;
   // counts[s, e]: rows that come from source s for local expert e.
   void group_received(Context& context, std::span<const std::int64_t> counts, DispatchPlan& plan) const;
 
