@@ -52,6 +52,8 @@ std::string describe(const Plan& plan, const Config& config) {
   return text;
 }
 
+ExpertLoad worst_of(const Plan& plan) { return {plan.worst_expert_load, plan.worst_expert_load}; }
+
 void print_stages(const Plan& plan) {
   fmt::print("{:>5} {:>6} {:>10} | {:>10} {:>10} {:>10} {:>10} {:>10} | {:>10} {:>5} {:>10} | {:>10}\n", "stage",
              "layers", "parameters", "weights", "gradients", "masters", "moments", "packed", "saved", "alive",
@@ -196,7 +198,7 @@ void print_search(const Config& config, int ranks, const PlanOptions& options, d
           if (!plan) continue;
           ++tried;
           PlanOptions worst = options;
-          worst.expert_load = plan->worst_expert_load;
+          worst.expert_load = worst_of(*plan);
           const double total = plan->fullest().total();
           if (total <= memory)
             found.push_back(
@@ -234,10 +236,10 @@ void plan(const PlanVerb& verb) {
   print_stages(balanced);
   if (balanced.worst_expert_load > 1) {
     PlanOptions worst = options;
-    worst.expert_load = balanced.worst_expert_load;
+    worst.expert_load = worst_of(balanced);
     const Plan unbalanced = make_plan(config, verb.ranks, worst);
     fmt::print("the same where every token of an expert group goes to one rank, {:.1f} times its share\n",
-               worst.expert_load);
+               balanced.worst_expert_load);
     print_stages(unbalanced);
   }
   print_traffic(balanced);

@@ -167,17 +167,20 @@ Stream Model::layer_forward(Context& c, std::size_t l, const Microbatch& batch, 
   const Stream out = config_.is_moe() ? moe_[l].forward(c, w.moe, batch, training, middle, delta, saved.moe, routing)
                                       : mlp_[l].forward(c, w.mlp, middle, delta, saved.mlp);
   if (look) look(prefix_of(l) + (config_.is_moe() ? "moe" : "mlp"), delta);
+  most_layer_load_ = std::max(most_layer_load_, saved.moe.load);
   return out;
 }
 
 Stream Model::layers_forward(Context& c, const Chunk& chunk, const Microbatch& batch, const RouterTraining& training,
                              Stream stream, Alive& state, const Look& look) {
   const Tensor delta = c.saved.tensor(c.acc(), stream.x.shape);
+  double load = 0;
   for (std::int64_t layer = chunk.first; layer < chunk.last; ++layer) {
     const auto l = static_cast<std::size_t>(layer);
     LayerSaved& saved = state.layers[l];
     if (c.recompute != Recompute::full) {
       stream = layer_forward(c, l, batch, training, stream, delta, saved, state.routing, look);
+      load += saved.moe.load;
     } else {
       saved.input = stream.x;
       const ArenaScope scope(recompute_);
@@ -189,6 +192,7 @@ Stream Model::layers_forward(Context& c, const Chunk& chunk, const Microbatch& b
     }
     progress();
   }
+  state.most_load = std::max(state.most_load, load / static_cast<double>(chunk.last - chunk.first));
   return stream;
 }
 

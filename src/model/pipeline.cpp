@@ -329,6 +329,13 @@ std::string Model::first_non_finite(const Microbatch& batch) {
   return found;
 }
 
+ExpertLoad Model::expert_load() const {
+  if (!config_.is_moe()) return {};
+  double sum = 0;
+  for (const auto& state : alive_) sum += state->most_load;
+  return {most_layer_load_, sum / static_cast<double>(std::max<std::int64_t>(1, most_alive()))};
+}
+
 std::int64_t Model::peak_activation_bytes() const {
   std::int64_t bytes = scratch_.peak_bytes() + recompute_.peak_bytes();
   for (const auto& state : alive_) bytes += state->saved.peak_bytes();

@@ -11,7 +11,9 @@
 namespace dropcycle {
 namespace {
 
-PlanSizes sizes_of(const Config& config, const Topology& topology, const PlanOptions& options) {
+double worst_load(const PlanSizes& s) { return s.ep * std::min(s.chosen, s.local_experts) / s.chosen; }
+
+PlanSizes sizes_of(const Config& config, const Topology& topology, const PlanOptions& options, double load) {
   const ModelConfig& m = config.model;
   const Layout& l = topology.layout();
   const auto number = [](std::int64_t value) { return static_cast<double>(value); };
@@ -35,9 +37,9 @@ PlanSizes sizes_of(const Config& config, const Topology& topology, const PlanOpt
   s.chosen = number(m.experts_per_token);
   s.local_experts = s.experts / l.ep;
   s.expert_width = number(m.intermediate_size) / l.etp;
-  s.load = s.moe ? std::min(options.expert_load, l.ep * std::min(s.chosen, s.local_experts) / s.chosen) : 1;
-  s.received = s.t * s.chosen * s.load;
+  if (s.moe) s.received = s.t * s.chosen * std::min(load, worst_load(s));
   s.m = s.received * l.etp;
+  s.parts = config.parallel.overlap_dispatch ? kDispatchParts : 1;
   s.jitter = config.train.jitter > 0;
   s.recompute = config.train.recompute;
   s.evaluates = options.evaluates;
@@ -110,12 +112,13 @@ Plan make_plan(const Config& config, int ranks, const PlanOptions& options) {
   const Topology topology(
       {.tp = p.tensor, .cp = p.context, .dp = p.data, .pp = p.pipeline, .etp = p.expert_tensor, .ep = p.expert}, ranks);
   check_batch(config, topology);
-  const PlanSizes s = sizes_of(config, topology, options);
+  const PlanSizes s = sizes_of(config, topology, options, options.expert_load.chunk);
+  const PlanSizes of_layer = sizes_of(config, topology, options, options.expert_load.layer);
   const PipelineOptions pipeline = pipeline_options(config);
   const Layout& l = topology.layout();
   Plan plan{.layout = l, .edp = topology.expert_data_parallel()};
   plan.microbatches = config.train.global_batch / (config.train.micro_batch * l.dp);
-  if (s.moe) plan.worst_expert_load = s.ep * std::min(s.chosen, s.local_experts) / s.chosen;
+  if (s.moe) plan.worst_expert_load = worst_load(s);
   for (int stage = 0; stage < l.pp; ++stage) {
     const std::vector<Chunk> chunks = chunks_of(config.model, l.pp, stage, pipeline);
     const Numbers numbers = numbers_of(s, chunks, config.model.tie_embeddings, l.pp == 1);
@@ -123,7 +126,7 @@ Plan make_plan(const Config& config, int ranks, const PlanOptions& options) {
     for (const Chunk& chunk : chunks) made.layers += chunk.last - chunk.first;
     made.alive = most_alive(pipeline.schedule, l.pp, plan.microbatches, pipeline.virtual_stages, stage);
     add_state(made, s, numbers, config, topology, options);
-    add_activations(made, s, chunks, l.pp);
+    add_activations(made, s, of_layer, chunks, l.pp);
     plan.stages.push_back(made);
 
     const Groups groups = Groups::planned(topology, topology.rank_of(0, 0, 0, stage));

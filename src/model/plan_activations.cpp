@@ -165,19 +165,25 @@ class Activations {
   bool experts_alone() const { return s.ep * s.etp == 1; }
   // Of the experts' results: summed over etp in acc.
   double partial() const { return s.etp > 1 ? s.a : s.c; }
-  void to_experts(Ledger& arena) {
-    if (s.ep > 1) scratch.take(s.received * s.hidden * s.c);
-    if (s.etp > 1) scratch.take(s.m * s.hidden * s.c);
-    arena.take(s.m * s.hidden * s.c);
+  // Of a part of the rows: send, receive and send_back of the dispatcher.
+  void send() {
+    if (s.ep > 1) scratch.take(s.received / s.parts * s.hidden * s.c);
   }
-  void collect(Ledger& arena) {
+  void receive(Ledger& arena) {
     if (experts_alone()) return;
-    scratch.take(s.m * s.hidden * partial());
+    const double m = s.m / s.parts;
+    if (s.etp > 1) scratch.take(m * s.hidden * s.c);
+    arena.take(m * s.hidden * s.c);
+  }
+  void send_back(Ledger& arena) {
+    if (experts_alone()) return;
+    const double m = s.m / s.parts, received = s.received / s.parts;
+    scratch.take(m * s.hidden * partial());
     if (s.etp > 1) {
-      scratch.take(s.received * s.hidden * s.a);
-      (s.ep > 1 ? scratch : arena).take(s.received * s.hidden * s.c);
+      scratch.take(received * s.hidden * s.a);
+      (s.ep > 1 ? scratch : arena).take(received * s.hidden * s.c);
     }
-    if (s.ep > 1) arena.take(s.t * s.chosen * s.hidden * s.c);
+    if (s.ep > 1) arena.take(s.t * s.chosen / s.parts * s.hidden * s.c);
   }
   void moe_forward(Ledger& saved) {
     const LedgerScope scope(scratch);
@@ -190,26 +196,34 @@ class Activations {
     saved.take(s.t * (s.chosen * (4 + s.a) + s.experts * s.a + s.a));
     saved.take(s.t * s.chosen * 8 + (experts_alone() ? 0 : 8 * s.m));
     (experts_alone() ? saved : scratch).take(s.t * s.chosen * s.hidden * s.c);
-    if (!experts_alone()) to_experts(saved);
-    (experts_alone() ? saved : scratch).take(s.m * s.hidden * partial());
-    saved.take(s.m * 2 * s.expert_width * s.c);
-    {
-      const LedgerScope experts(scratch);
-      (selective ? scratch : saved).take(s.m * s.expert_width * s.c);
+    for (int part = 0; part < s.parts; ++part) send();
+    for (int part = 0; part < s.parts; ++part) {
+      receive(saved);
+      const double m = s.m / s.parts;
+      (experts_alone() ? saved : scratch).take(m * s.hidden * partial());
+      saved.take(m * 2 * s.expert_width * s.c);
+      {
+        const LedgerScope experts(scratch);
+        (selective ? scratch : saved).take(m * s.expert_width * s.c);
+      }
+      send_back(saved);
     }
-    collect(saved);
   }
   void moe_backward() {
     const LedgerScope scope(scratch);
     scratch.take(s.t * s.chosen * (s.hidden * s.c + s.a));
-    if (!experts_alone()) to_experts(scratch);
-    scratch.take(s.m * s.hidden * partial());
-    {
-      const LedgerScope experts(scratch);
-      scratch.take(s.m * s.expert_width * (selective ? 4 : 3) * s.c);
+    for (int part = 0; part < s.parts; ++part) send();
+    for (int part = 0; part < s.parts; ++part) {
+      receive(scratch);
+      const double m = s.m / s.parts;
+      scratch.take(m * s.hidden * partial());
+      {
+        const LedgerScope experts(scratch);
+        scratch.take(m * s.expert_width * (selective ? 4 : 3) * s.c);
+      }
+      send_back(scratch);
     }
     scratch.take(s.t * s.hidden * s.a);
-    collect(scratch);
     norm_output();
     scratch.take(s.t * s.experts * s.a + (s.jitter ? s.t * s.hidden * s.a : 0));
   }
@@ -220,20 +234,28 @@ class Activations {
 
 }  // namespace
 
-void add_activations(StagePlan& stage, const PlanSizes& sizes, const std::vector<Chunk>& chunks, int stages) {
-  Activations activations(sizes);
-  for (const Chunk& chunk : chunks) {
+void add_activations(StagePlan& stage, const PlanSizes& of_chunk, const PlanSizes& of_layer,
+                     const std::vector<Chunk>& chunks, int stages) {
+  const auto train = [&](Activations& activations, const Chunk& chunk) {
     Ledger saved;
-    activations.chunk_forward(chunk, saved, sizes.recompute == "full");
+    activations.chunk_forward(chunk, saved, of_layer.recompute == "full");
     activations.chunk_backward(chunk, saved, chunk.begins && chunk.ends);
-    stage.saved = std::max(stage.saved, saved.peak);
-    if (!sizes.evaluates) continue;
-    Ledger evaluated;
-    activations.chunk_forward(chunk, evaluated, true);
-    if (chunk.ends) activations.head(false);
+    return saved.peak;
+  };
+  PlanSizes of_evaluation = of_layer;
+  of_evaluation.parts = 1;
+  Activations keeping(of_chunk), training(of_layer), evaluation(of_evaluation);
+  for (const Chunk& chunk : chunks) {
+    stage.saved = std::max(stage.saved, train(keeping, chunk));
+    train(training, chunk);
+    if (!of_layer.evaluates) continue;
+    Ledger saved;
+    evaluation.chunk_forward(chunk, saved, true);
+    if (chunk.ends) evaluation.head(false);
   }
-  const double travelling = stages > 1 ? kGradientBuffers * sizes.t * sizes.hidden * sizes.a : 0;
-  stage.scratch = activations.scratch.peak + activations.recompute.peak + travelling;
+  const double travelling = stages > 1 ? kGradientBuffers * of_layer.t * of_layer.hidden * of_layer.a : 0;
+  stage.scratch = std::max(training.scratch.peak, evaluation.scratch.peak) +
+                  std::max(training.recompute.peak, evaluation.recompute.peak) + travelling;
 }
 
 }  // namespace dropcycle

@@ -18,12 +18,14 @@ struct PlanSizes {
   double width = 0, vocab = 0;                  // F', V'
   bool moe = false;
   double experts = 0, chosen = 0, local_experts = 0, expert_width = 0;
-  double load = 1, received = 0, m = 0;  // x; rows after the exchange over ep; the experts' rows
+  double received = 0, m = 0;  // rows after the exchange over ep; the experts' rows
+  int parts = 1;               // in which rows are dispatched
   bool jitter = false, evaluates = true;
   std::string recompute;
 };
 
-// Fills saved and scratch.
-void add_activations(StagePlan& stage, const PlanSizes& sizes, const std::vector<Chunk>& chunks, int stages);
+// Fills saved and scratch, each with the sizes that the experts' load of it gives.
+void add_activations(StagePlan& stage, const PlanSizes& of_chunk, const PlanSizes& of_layer,
+                     const std::vector<Chunk>& chunks, int stages);
 
 }  // namespace dropcycle

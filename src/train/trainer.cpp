@@ -9,13 +9,13 @@
 #include "dropcycle/core/file.hpp"
 #include "dropcycle/core/log.hpp"
 #include "dropcycle/model/cost.hpp"
-#include "dropcycle/model/plan.hpp"
 #include "dropcycle/train/machine.hpp"
 #include "dropcycle/train/metrics.hpp"
 #include "dropcycle/train/stop_signal.hpp"
 #include "dropcycle/train/traffic_report.hpp"
 #include "dropcycle/train/training_step.hpp"
 #include "dropcycle/train/validation.hpp"
+#include "run_memory.hpp"
 #include "run_state.hpp"
 
 namespace dropcycle {
@@ -51,7 +51,7 @@ class Run {
   void evaluate(std::int64_t step);
   void save(std::int64_t step);
   void report(const SaveResult& save) const;
-  void report_memory() const;
+  void report_memory();
   StepMetrics metrics(std::int64_t step, const StepResult& result, double seconds);
   void report_traffic(std::int64_t steps) const;
   bool is_root() const { return machine_.groups.world().rank() == 0; }
@@ -165,19 +165,17 @@ void Run::report(const SaveResult& save) const {
            1e3 * save.stall_seconds);
 }
 
-void Run::report_memory() const {
-  const auto state = static_cast<double>(model_.parameters().bytes() + optimizer_.bytes());
-  double counted[] = {state + static_cast<double>(model_.peak_activation_bytes()), state};
-  machine_.groups.world().all_reduce_max(Tensor(counted, {2}));
+void Run::report_memory() {
+  const RunMemory memory = run_memory(config_, machine_, model_, optimizer_, !validation_.empty());
   if (!is_root()) return;
-  const Plan plan =
-      make_plan(config_, machine_.groups.world().size(),
-                {.compute = machine_.compute, .packed_weights = false, .evaluates = !validation_.empty()});
-  const double planned = plan.fullest().total();
+  const auto planned = [&](const HeldBytes& held) {
+    return fmt::format("{:.1f} MB ({:+.2f} %)", held.all / 1e6, 100 * (held.all / memory.counted.all - 1));
+  };
+  const bool uneven = memory.worst.all > memory.even.all;
   log_info(
-      "memory of the fullest rank: {:.1f} MB, {:.1f} of them parameters and optimizer; planned {:.1f} MB ({:+.1f} %{})",
-      counted[0] / 1e6, counted[1] / 1e6, planned / 1e6, 100 * (planned / counted[0] - 1),
-      plan.worst_expert_load > 1 ? ", for an even routing" : "");
+      "memory of the fullest rank: {:.1f} MB, {:.1f} of them parameters and optimizer; planned {}{}",
+      memory.counted.all / 1e6, memory.counted.state / 1e6, planned(memory.routed),
+      uneven ? fmt::format(" for the rows that its experts got, {} for an even router", planned(memory.even)) : "");
 }
 
 void Run::save(std::int64_t step) {

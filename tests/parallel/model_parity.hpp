@@ -188,6 +188,9 @@ inline void check_parity(const ParityCase& c, const Layout& layout) {
     for (std::size_t k = 0; k < sums.counts.size(); ++k) {
       CHECK(sums.counts[k] == (k % static_cast<std::size_t>(c.config.experts) == 0 ? per_layer : 0.0));
     }
+    const double load = groups[GroupKind::ep].rank() == 0 ? groups[GroupKind::ep].size() : 0;
+    CHECK(model.expert_load().layer == load);
+    CHECK(model.expert_load().chunk == load);
   }
   compare_gradients(model, alone, groups);
   const double norm = AdamW(model, groups, {}).gradient_norm();

@@ -25,9 +25,9 @@
 #include <nlohmann/json.hpp>
 
 #include "dropcycle/data/shard.hpp"
-#include "dropcycle/model/plan.hpp"
 #include "dropcycle/train/machine.hpp"
 #include "dropcycle/train/training_step.hpp"
+#include "run_memory.hpp"
 #include "run_state.hpp"
 
 using namespace dropcycle;
@@ -117,22 +117,14 @@ class Session {
                     rank_group(machine_.groups));
   }
 
-  // Bytes of the fullest rank: all, parameters and optimizer, activations. Counted; by the plan; and by the plan for
-  // the worst routing.
-  json memory() const {
-    PlanOptions options{.compute = machine_.compute, .packed_weights = false, .evaluates = false};
-    const auto state = static_cast<double>(model_.parameters().bytes() + optimizer_.bytes());
-    const auto activations = static_cast<double>(model_.peak_activation_bytes());
-    double counted[] = {state + activations, state, activations};
-    machine_.groups.world().all_reduce_max(Tensor(counted, {std::ssize(counted)}));
-    const auto planned = [&] {
-      const Plan plan = make_plan(config_, machine_.groups.world().size(), options);
-      return std::vector<double>{plan.fullest().total(), plan.fullest().state(), plan.fullest().activations()};
-    };
-    json report = {{"counted", counted}, {"planned", planned()}};
-    options.expert_load = std::numeric_limits<double>::infinity();
-    report["worst"] = planned();
-    return report;
+  // Bytes of the fullest rank: all, state, activations.
+  json memory() {
+    const RunMemory memory = run_memory(config_, machine_, model_, optimizer_, false);
+    const auto row = [](const HeldBytes& held) { return json{held.all, held.state, held.activations}; };
+    return {{"counted", row(memory.counted)},
+            {"even", row(memory.even)},
+            {"routed", row(memory.routed)},
+            {"worst", row(memory.worst)}};
   }
 
   std::int64_t step() const { return step_; }

@@ -110,7 +110,7 @@ TEST_CASE("routing between balanced and worst") {
   CHECK(balanced.worst_expert_load == 4);  // both experts of a token may be on one rank
   CHECK(make_plan(config_with({"model.experts=8", "parallel.expert=8"}), 8, kPlain).worst_expert_load == 4);
   PlanOptions worst = kPlain;
-  worst.expert_load = 100;  // counts as the worst
+  worst.expert_load = {100, 100};  // counts as the worst
   const double c = 2, a = 4, rows = 256 * 2, width = 96, layers = 8;
   const double experts = layers * rows * 3 * ((64 + 3 * width) * c + 8);  // three more shares of rows
   CHECK(make_plan(config, 4, worst).stages[0].saved == doctest::Approx(balanced.stages[0].saved + experts));

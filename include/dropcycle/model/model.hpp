@@ -96,6 +96,9 @@ class Model {
   std::string first_non_finite(const Microbatch& batch);
   // The most chunks of microbatches whose activations were alive at once so far; most_alive() is its bound, asserted.
   std::int64_t most_alive() const { return static_cast<std::int64_t>(alive_.size()); }
+  // The most rows that this rank's experts got so far; `chunk` is the mean over what most_alive() counts, without those
+  // of full recompute, which keep no rows.
+  ExpertLoad expert_load() const;
   // Bytes of activation memory at the peak so far.
   std::int64_t peak_activation_bytes() const;
   // Times that activation memory was asked from the system so far: constant once steps are alike.
@@ -120,6 +123,7 @@ class Model {
     Tensor output;                   // of the last layer: x + delta, goes to the next stage
     Tensor sum, inv_rms, normed;     // the final norm's
     RoutingStatistics routing;
+    double most_load = 0;  // ExpertLoad::chunk of the microbatches so far
     std::vector<std::unique_ptr<Request>> sent;
   };
   // A gradient on its way from stage to stage, with the shares of all layers (see RoutingStatistics).
@@ -196,6 +200,7 @@ class Model {
   std::vector<std::unique_ptr<Alive>> alive_;
   TravellingGradient travelling_[kGradientBuffers];
   std::size_t next_gradient_ = 0;
+  double most_layer_load_ = 0;
   Arena scratch_, recompute_;
 };
 

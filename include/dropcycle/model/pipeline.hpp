@@ -27,6 +27,12 @@ struct Chunk {
   bool ends = true;    // final norm and head come after it
 };
 
+// The rows of a rank's experts over what an even router gives it.
+struct ExpertLoad {
+  double layer = 1;  // of the layer and microbatch with most: decides what is taken for a while
+  double chunk = 1;  // mean over a chunk's layers, of the microbatch with most: decides what is kept
+};
+
 // The chunks of a stage, in the order of its layers. One chunk with all layers where P = 1.
 std::vector<Chunk> chunks_of(const ModelConfig& config, int stages, int stage, const PipelineOptions& options);
 // Of this rank.

@@ -23,7 +23,7 @@
 // while: the largest are g V'-wide blocks of logits of at most 16 Mi numbers per tp rank, and the experts' rows.
 //
 // Expert rows: x = 1 when the router is balanced, and at most EP min(K, E') / K, when every token of the ep group goes
-// to one rank. The plan is made for both.
+// to one rank. The plan is made for both, and, after a run, for the rows that its experts got (Model::expert_load).
 //
 // What a rank sends: communication.hpp.
 #pragma once
@@ -35,6 +35,7 @@
 #include "dropcycle/core/config.hpp"
 #include "dropcycle/core/dtype.hpp"
 #include "dropcycle/model/communication.hpp"
+#include "dropcycle/model/pipeline.hpp"
 #include "dropcycle/parallel/topology.hpp"
 
 namespace dropcycle {
@@ -43,7 +44,7 @@ struct PlanOptions {
   DType compute = DType::bf16;
   bool packed_weights = true;  // the CPU backend's
   bool evaluates = true;       // held-out losses between the steps, which take memory like recompute = full
-  double expert_load = 1;      // x; more than the worst case counts as it
+  ExpertLoad expert_load;      // x; more than the worst case counts as it
 };
 
 // Bytes on the fullest rank of one pipeline stage.

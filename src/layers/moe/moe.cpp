@@ -48,12 +48,15 @@ Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Micro
   // 3. Dispatch.
   const auto parts = std::span(saved.parts).first(static_cast<std::size_t>(c.dispatch_parts));
   Travelling there, back;
+  const auto even = static_cast<double>(saved.router.experts.elements() * c.groups[GroupKind::etp].size());
   std::int64_t first = 0;
+  saved.load = 0;
   for (std::size_t p = 0; p < parts.size(); ++p) {
     const auto last = normed.shape[0] * static_cast<std::int64_t>(p + 1) / std::ssize(parts);
     parts[p] = {.first = first, .count = last - first};
     parts[p].plan = dispatcher_.plan(c, parts[p].of(saved.router.experts));
     first = last;
+    saved.load += static_cast<double>(parts[p].plan.rows()) / even;
   }
   for (std::size_t p = 0; p < parts.size(); ++p) {
     there[p] = dispatcher_.send(c, parts[p].plan, dispatcher_.sort(c, parts[p].plan, parts[p].of(normed)));

@@ -36,6 +36,7 @@ struct MoeSaved {
   NormSaved norm;
   RouterSaved router;
   std::array<DispatchedPart, kDispatchParts> parts;  // the first context.dispatch_parts of them
+  double load = 0;                                   // the rows of this rank's experts over an even router's, T K ETP
 };
 
 class MoeLayer {
