@@ -1,91 +1,153 @@
-// Whole training steps (forward, backward, clipping, AdamW) on random tokens: tokens/s and GFLOP/s of the products,
-// by the median step after three for warming up.
-//   bench_train_step tiny|small|large dense|moe [bf16|f32] [steps] [threads]
-// The shapes are those that are compared with other trainers; with DROPCYCLE_PROFILE=1 each operation is timed.
-#include <fmt/core.h>
+// Whole training steps of the trainer (forward, backward, clipping, AdamW) on random tokens, on one process or under
+// mpirun.
+//   bench_train_step tiny|small|152m EXPERTS [KEY=VALUE...]     0 experts: dense, else 2 of them per token
+//   echo 5 | bench_train_step tiny 8 device.threads=1
+// Prints a line of JSON with the model's sizes after three steps for warming up; then, for each number read from
+// standard input, runs so many steps and prints their seconds, the last loss, and the most memory that all ranks held
+// during them. DROPCYCLE_PROFILE=1 times each operation.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
-#include <algorithm>
 #include <chrono>
-#include <cstdlib>
-#include <ctime>
+#include <iostream>
 #include <string>
 #include <vector>
 
-#include "../layers/tiny_model.hpp"
 #include "dropcycle/model/cost.hpp"
-#include "dropcycle/ops/ops.hpp"
-#include "dropcycle/optim/adamw.hpp"
+#include "dropcycle/train/machine.hpp"
+#include "dropcycle/train/training_step.hpp"
+#include "memory_peak.hpp"
+#include "shapes.hpp"
 
 using namespace dropcycle;
 
 namespace {
 
-struct Shapes {
-  ModelConfig config;
-  std::int64_t batch, sequence;
-};
-
-Shapes shapes_of(const std::string& size, bool moe) {
-  ModelConfig c{.vocab_size = size == "large" ? 99584 : 16384,
-                .hidden_size = size == "tiny" ? 256 : 512,
-                .intermediate_size = size == "tiny" ? 1024 : 2048,
-                .layers = size == "tiny" ? 6 : 12,
-                .heads = size == "tiny" ? 4 : 8,
-                .kv_heads = size == "tiny" ? 4 : 8,
-                .head_size = 64,
-                .experts = moe ? 8 : 0,
-                .rope_theta = 10000};
-  if (moe) c.experts_per_token = 2;
-  return {c, size == "tiny" ? 8 : 4, size == "tiny" ? 512 : 1024};
+Config config_of(const std::vector<std::string>& words) {
+  if (words.size() < 2) fail(Status::usage, "usage: bench_train_step tiny|small|152m EXPERTS [KEY=VALUE...]");
+  const bench::Shapes shapes = bench::shapes_of(words[0], std::stoll(words[1]));
+  std::vector<std::string> overrides{fmt::format("train.global_batch={}", shapes.batch),
+                                     fmt::format("train.micro_batch={}", shapes.batch),
+                                     fmt::format("data.sequence_length={}", shapes.sequence),
+                                     "train.steps=1000000",
+                                     "optimizer.schedule=constant",
+                                     "optimizer.learning_rate=1e-4"};
+  overrides.insert(overrides.end(), words.begin() + 2, words.end());
+  Config config = parse_config(overrides);
+  config.model = shapes.config;
+  resolve(config);
+  return config;
 }
 
-double processor_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
+Batch random_batch(const Config& config, std::uint64_t index) {
+  const RandomStream stream(config.train.seed, Purpose::test, "batch");
+  const std::int64_t sequence = config.data.sequence_length, count = config.train.micro_batch * sequence;
+  Batch batch;
+  batch.first_sample = index * static_cast<std::uint64_t>(config.train.micro_batch);
+  for (std::int64_t t = 0; t < count; ++t) {
+    const std::uint64_t at = 2 * (index * static_cast<std::uint64_t>(count) + static_cast<std::uint64_t>(t));
+    const auto vocabulary = static_cast<std::uint32_t>(config.model.vocab_size);
+    batch.tokens.push_back(static_cast<std::int32_t>(stream.bits(at) % vocabulary));
+    batch.targets.push_back(static_cast<std::int32_t>(stream.bits(at + 1) % vocabulary));
+    batch.positions.push_back(static_cast<std::int32_t>(t % sequence));
+    batch.first_key.push_back(0);
+  }
+  return batch;
+}
 
-double median(std::vector<double> values) {
-  std::ranges::nth_element(values, values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2));
-  return values[values.size() / 2];
+class Trainer {
+ public:
+  Trainer(const Config& config, const Runtime& runtime)
+      : config_(config),
+        machine_(make_machine(config, runtime)),
+        model_(config.model, machine_.groups, *machine_.ops, machine_.compute, machine_.pipeline,
+               {.optimizer = config.parallel.shard_optimizer, .bucket_bytes = config.parallel.bucket_bytes}),
+        optimizer_(model_, machine_.groups, config.optimizer),
+        step_(model_, optimizer_, machine_.groups, config) {
+    for (const ShardedTensor& part : model_.parameters().sharded_masters()) {
+      const bool norm = part.name.find("norm") != std::string::npos;
+      RandomStream(1, Purpose::weight, part.name).fill_normal(part.local, 0, norm ? 1.0 : 0.0, norm ? 0.0 : 0.02);
+    }
+    model_.weights_changed();
+    const int rank = machine_.groups[GroupKind::dp].rank(), ranks = machine_.groups[GroupKind::dp].size();
+    const std::int64_t count = config.train.global_batch / config.train.micro_batch / ranks;
+    for (std::int64_t m = 0; m < count; ++m) {
+      batches_.push_back(random_batch(config, static_cast<std::uint64_t>(rank * count + m)));
+    }
+  }
+
+  // Seconds of each of `count` steps, and the last one's loss.
+  std::vector<double> run(std::int64_t count) {
+    std::vector<double> seconds;
+    for (std::int64_t i = 0; i < count; ++i) {
+      machine_.groups.world().barrier();
+      const auto start = std::chrono::steady_clock::now();
+      loss_ = step_.run(++done_, batches_, [](std::uint64_t) { return std::string(); }).loss;
+      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return seconds;
+  }
+
+  // The next number of standard input on all ranks; 0 at its end.
+  std::int64_t next_count() {
+    double count = 0;
+    if (machine_.groups.world().rank() == 0 && !(std::cin >> count)) count = 0;
+    machine_.groups.world().sum({&count, 1});
+    return static_cast<std::int64_t>(count);
+  }
+
+  double peak_bytes() {
+    auto bytes = static_cast<double>(bench::peak_memory_bytes());
+    machine_.groups.world().sum({&bytes, 1});
+    return bytes;
+  }
+
+  double loss() const { return loss_; }
+  const Machine& machine() const { return machine_; }
+
+ private:
+  const Config& config_;
+  Machine machine_;
+  Model model_;
+  AdamW optimizer_;
+  TrainingStep step_;
+  std::vector<Batch> batches_;
+  std::int64_t done_ = 0;
+  double loss_ = 0;
+};
+
+void serve(const Config& config, const Runtime& runtime) {
+  Trainer trainer(config, runtime);
+  trainer.run(3);
+  const ModelConfig& c = config.model;
+  const auto print = [&](const std::string& line) {
+    if (runtime.rank() == 0) fmt::print("{{{}}}\n", line), std::fflush(stdout);
+  };
+  print(
+      fmt::format("\"hidden\": {}, \"intermediate\": {}, \"layers\": {}, \"heads\": {}, \"vocabulary\": {}, "
+                  "\"experts\": {}, \"batch\": {}, \"sequence\": {}, \"threads\": {}, \"ranks\": {}, "
+                  "\"compute\": \"{}\", \"flops_per_token\": {}",
+                  c.hidden_size, c.intermediate_size, c.layers, c.heads, c.vocab_size, c.experts,
+                  config.train.global_batch, config.data.sequence_length, trainer.machine().threads, runtime.size(),
+                  name(trainer.machine().compute), training_flops_per_token(c, config.data.sequence_length)));
+  while (const std::int64_t count = trainer.next_count()) {
+    bench::forget_peak_memory();
+    const auto seconds = trainer.run(count);
+    print(fmt::format("\"seconds\": [{:.6f}], \"loss\": {:.6f}, \"peak_bytes\": {:.0f}", fmt::join(seconds, ", "),
+                      trainer.loss(), trainer.peak_bytes()));
+  }
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
-  const auto argument = [&](int i, const char* otherwise) { return std::string(i < count ? arguments[i] : otherwise); };
-  const auto [config, batch_size, sequence] = shapes_of(argument(1, "tiny"), argument(2, "dense") == "moe");
-  const int steps = std::atoi(argument(4, "5").c_str());
-  const auto ops = make_ops("cpu", {.threads = std::atoi(argument(5, "0").c_str())});
-  const Groups groups = Groups::single();
-  Model model(config, groups, *ops, parse_dtype(argument(3, "bf16")));
-  for (const ShardedTensor& part : model.parameters().sharded_masters()) {
-    const bool norm = part.name.find("norm") != std::string::npos;
-    RandomStream(1, Purpose::weight, part.name).fill_normal(part.local, 0, norm ? 1.0 : 0.0, norm ? 0.0 : 0.02);
+  try {
+    const Runtime runtime(&count, &arguments);
+    const Config config = config_of({arguments + 1, arguments + count});
+    serve(config, runtime);
+    return 0;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "bench_train_step: {}\n", error.what());
+    return 1;
   }
-  model.weights_changed();
-  AdamW optimizer(model, groups, OptimizerConfig{});
-  test::TinyBatch data(config, batch_size, sequence);
-  const MicrobatchTraining training{.token_scale = 1.0 / static_cast<double>(batch_size * sequence),
-                                    .router = {.balance = 0.02}};
-  constexpr int kWarmUp = 3;
-  std::vector<double> walls, processors;
-  double loss = 0;
-  for (int step = 1; step <= kWarmUp + steps; ++step) {
-    const auto start = std::chrono::steady_clock::now();
-    const double processor_start = processor_seconds();
-    for (const GradientGroup group : kGradientGroups) {
-      const Tensor gradients = model.parameters().gradients(group);
-      if (gradients.elements() > 0) ops->fill_zero(gradients);
-    }
-    const auto losses = model.forward_backward(data.batch, training);
-    optimizer.update(step, 1e-4, optimizer.clip_factor(optimizer.gradient_norm()));
-    if (step > kWarmUp) {
-      walls.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-      processors.push_back(processor_seconds() - processor_start);
-    }
-    loss = losses.language / static_cast<double>(losses.tokens);
-  }
-  const auto tokens = static_cast<double>(batch_size * sequence);
-  const double wall = median(walls);
-  const double gflop = 1e-9 * training_flops_per_token(config, sequence) * tokens;
-  fmt::print("{} {}: {:.0f} tokens/s, {:.0f} GFLOP/s, {:.1f} ms a step ({:.1f} ms of processor), loss {:.4f}\n",
-             argument(1, "tiny"), argument(2, "dense"), tokens / wall, gflop / wall, 1e3 * wall,
-             1e3 * median(processors), loss);
 }

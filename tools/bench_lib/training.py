@@ -1,0 +1,94 @@
+"""Whole training steps of Dropcycle beside PyTorch + transformers, and over the product floor."""
+import json
+import pathlib
+
+from bench_lib.turns import BUILD, STEP, Program, median_of, output_of, steps_within, timed, worst_memory
+
+PEER = pathlib.Path(__file__).resolve().parent / "peer.py"
+SHAPES = ("tiny", "small", "152m")
+EXPERTS = {"dense": 0, "moe": 8}
+VARIANTS = {
+    "dense": ("autocast", "autocast-compiled", "bf16", "bf16-compiled"),
+    "moe": ("autocast", "autocast-grouped", "autocast-compiled-grouped", "bf16", "bf16-grouped",
+            "bf16-compiled-grouped"),
+}
+TURN_SECONDS, MOST_STEPS = 20, 5
+
+
+def sizes_of(shape, kind):
+    """The model's sizes as bench_train_step knows them."""
+    with Program([STEP, shape, EXPERTS[kind]]) as ours:
+        return ours.ready
+
+
+def our_turn(shape, kind):
+    with timed():
+        with Program([STEP, shape, EXPERTS[kind]]) as ours:
+            first = ours.run(1)
+            return ours.run(steps_within(first["seconds"][0], TURN_SECONDS, MOST_STEPS))
+
+
+def compare(shape, kind, python, variants, rounds, progress):
+    """One row: both in turns, for every variant of the peer."""
+    sizes, own, peers = sizes_of(shape, kind), [], {}
+    tokens = sizes["batch"] * sizes["sequence"]
+    for variant in variants:
+        progress.next(f"{shape} {kind}: PyTorch {variant} and Dropcycle in turns")
+        warm_up = 3 if "compiled" in variant else 2
+        pairs = []
+        with Program([python, PEER, variant, warm_up, json.dumps(sizes)]) as peer:
+            steps = steps_within(min(peer.ready["warm_up"]), TURN_SECONDS, MOST_STEPS)
+            for turn in range(rounds):
+                with timed():
+                    theirs = peer.run(steps)
+                    if turn + 1 == rounds:
+                        peer.close()  # both need not fit into memory at once
+                    pairs.append((our_turn(shape, kind), theirs))
+        own += [ours for ours, _ in pairs]
+        peers[variant] = {"tokens_per_second": tokens / median_of([theirs for _, theirs in pairs]),
+                          "peak_bytes": worst_memory([theirs for _, theirs in pairs]),
+                          "ratios": [median_of([theirs]) / median_of([ours]) for ours, theirs in pairs]}
+    if not own:
+        own = [our_turn(shape, kind) for _ in range(rounds)]
+    seconds = median_of(own)
+    return {"shape": shape, "kind": kind, "sizes": sizes, "step_seconds": seconds,
+            "tokens_per_second": tokens / seconds, "peak_bytes": worst_memory(own),
+            "gflops": 1e-9 * tokens * sizes["flops_per_token"] / seconds, "peers": peers}
+
+
+def add_floor(rows, shape, kinds):
+    """Measures the product floor of a shape's rows."""
+    with timed():
+        lines = output_of([BUILD / "tests" / "bench" / "product_floor", shape, *[EXPERTS[kind] for kind in kinds]])
+    for kind, line in zip(kinds, lines.splitlines()):
+        for row in rows:
+            if (row["shape"], row["kind"]) == (shape, kind):
+                row["floor_seconds"] = json.loads(line)["floor_seconds"]
+
+
+def best(row, prefix=""):
+    """The fastest peer whose variant starts with prefix: (variant, result), or None."""
+    found = [(result["tokens_per_second"], variant) for variant, result in row["peers"].items()
+             if variant.startswith(prefix)]
+    return (max(found)[1], row["peers"][max(found)[1]]) if found else None
+
+
+def table(rows):
+    lines = [f"{'shape':<6} {'model':<6} {'Dropcycle':>10} {'autocast':>10} {'ratio':>6} {'any':>8} {'ratio':>6}"
+             f" {'floor':>9} {'step/floor':>11} {'memory':>8} {'autocast':>9} {'ratio':>6}   fastest variants"]
+    for row in rows:
+        mine = row["tokens_per_second"]
+        text = f"{row['shape']:<6} {row['kind']:<6} {mine:>8.0f}/s"
+        fair, fastest = best(row, "autocast"), best(row)
+        for found, width in ((fair, 8), (fastest, 6)):
+            text += (f" {found[1]['tokens_per_second']:>{width}.0f}/s {mine / found[1]['tokens_per_second']:>6.2f}"
+                     if found else f" {'-':>{width + 2}} {'-':>6}")
+        floor = row.get("floor_seconds")
+        text += f" {1e3 * floor:>6.0f} ms {row['step_seconds'] / floor:>11.2f}" if floor else f" {'-':>9} {'-':>11}"
+        text += f" {1e-9 * row['peak_bytes']:>5.2f} GB"
+        if fair:
+            lowest = min(result["peak_bytes"] for variant, result in row["peers"].items()
+                         if variant.startswith("autocast"))
+            text += f" {1e-9 * lowest:>6.2f} GB {row['peak_bytes'] / lowest:>6.2f}   {fair[0]}, {fastest[0]}"
+        lines.append(text)
+    return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""Programs that take turns: each prepares, says so, and then runs as many steps as it is told."""
+import contextlib
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BUILD = ROOT / "build" / "cpu"
+STEP = BUILD / "tests" / "bench" / "bench_train_step"
+
+
+class BenchError(Exception):
+    """One line for the user."""
+
+
+def output_of(command, seconds=None, **options):
+    """What a command printed; its errors end the benchmark."""
+    process = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, timeout=seconds,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    if process.returncode:
+        raise BenchError(f"{command_line(command)} ended with {process.returncode}: {process.stderr[-2000:].strip()}")
+    return process.stdout
+
+
+def command_line(command):
+    return " ".join(pathlib.Path(word).name if "/" in str(word) else str(word) for word in command)
+
+
+@contextlib.contextmanager
+def timed():
+    """Around everything whose time counts."""
+    yield
+
+
+class Progress:
+    """Lines with what is under way and about how long the rest takes, on standard error."""
+
+    def __init__(self, parts):
+        self.parts, self.done, self.start = parts, 0, time.monotonic()
+
+    def next(self, what):
+        left = ""
+        if self.done:
+            seconds = (time.monotonic() - self.start) / self.done * (self.parts - self.done)
+            left = f"  about {seconds / 60:.0f} min left" if seconds >= 90 else f"  about {seconds:.0f} s left"
+        self.done += 1
+        print(f"[{self.done}/{self.parts}] {what}{left}", file=sys.stderr, flush=True)
+
+
+class Program:
+    """A process that reads numbers of steps and answers with lines of JSON. `ready` is what it said first."""
+
+    def __init__(self, command):
+        self.command = [str(word) for word in command]
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(self.command, cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=self.errors)
+        self.ready = self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            status = self.process.wait()
+            self.errors.seek(0)
+            raise BenchError(f"{command_line(self.command)[:100]} ended with {status}: {self.errors.read()[-2000:].strip()}")
+        return json.loads(line)
+
+    def run(self, steps):
+        with timed():
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
+            return self.answer()
+
+    def __enter__(self):
+        return self
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def __exit__(self, *_):
+        self.close()
+        self.process.stdout.close()
+        self.errors.close()
+
+
+def median_of(answers):
+    return statistics.median(seconds for answer in answers for seconds in answer["seconds"])
+
+
+def worst_memory(answers):
+    return max(answer["peak_bytes"] for answer in answers)
+
+
+def steps_within(seconds_per_step, limit, most):
+    return max(1, min(most, int(limit / seconds_per_step)))
