@@ -18,16 +18,14 @@ using namespace dropcycle::testing;
 namespace {
 
 ModelConfig tiny(std::int64_t experts) {
-  ModelConfig model;
-  model.vocab_size = 11;
-  model.hidden_size = 12;
-  model.intermediate_size = 23;
-  model.layers = 2;
-  model.heads = 3;
-  model.kv_heads = 1;
-  model.head_size = 4;
-  model.experts = experts;
-  return model;
+  return {.vocab_size = 11,
+          .hidden_size = 12,
+          .intermediate_size = 23,
+          .layers = 2,
+          .heads = 3,
+          .kv_heads = 1,
+          .head_size = 4,
+          .experts = experts};
 }
 
 InitConfig options(const std::string& method, double ratio) {
