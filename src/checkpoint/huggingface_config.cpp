@@ -129,16 +129,13 @@ void refuse_unsupported(const ConfigReader& config) {
   if (!full) config.refuse("layer_types", "full_attention in every layer");
 }
 
-// A window as long as the longest sequence hides nothing.
-void check_window(const ConfigReader& config, const Architecture& architecture, std::int64_t positions) {
-  if (architecture.model_type == std::string_view("llama")) return;
-  if (config.find("sliding_window") == nullptr && (config.says("sliding_window") || architecture.window == 0)) return;
-  if (config.integer("sliding_window", architecture.window) < positions) {
-    config.refuse("sliding_window",
-                  fmt::format("null, or at least max_position_embeddings ({}): shorter windows aren't supported; if no "
-                              "sequence will be longer than the window, lower max_position_embeddings to it",
-                              positions));
-  }
+// Tokens that a token attends to, 0 for all. A window as long as the longest sequence hides nothing.
+std::int64_t read_window(const ConfigReader& config, const Architecture& architecture, std::int64_t positions) {
+  if (architecture.model_type == std::string_view("llama")) return 0;
+  if (config.find("sliding_window") == nullptr && (config.says("sliding_window") || architecture.window == 0)) return 0;
+  const std::int64_t window = config.integer("sliding_window", architecture.window);
+  if (window == 0) config.refuse("sliding_window", "null or at least 1");
+  return window < positions ? window : 0;
 }
 
 struct Rope {
@@ -236,7 +233,7 @@ const Architecture& architecture_of(const ModelConfig& model, const Json& about)
       return architecture;
     }
   }
-  return kArchitectures[model.is_moe() ? 2 : 0];
+  return kArchitectures[model.is_moe() ? 2 : model.attention_window > 0 ? 1 : 0];
 }
 
 }  // namespace
@@ -247,7 +244,6 @@ HuggingFaceConfig parse_huggingface_config(std::string_view text, const std::str
   const Architecture& architecture = read_architecture(config);
   refuse_unsupported(config);
   const std::int64_t positions = config.integer("max_position_embeddings", architecture.positions);
-  check_window(config, architecture, positions);
   ModelConfig model;
   model.vocab_size = config.integer("vocab_size");
   model.hidden_size = config.integer("hidden_size");
@@ -263,6 +259,7 @@ HuggingFaceConfig parse_huggingface_config(std::string_view text, const std::str
     if (model.experts == 0) config.refuse("num_local_experts", "at least 1");
   }
   take_rope(read_rope(config, architecture, positions), model);
+  model.attention_window = read_window(config, architecture, positions);
   model.norm_epsilon = config.number("rms_norm_eps", architecture.norm_epsilon);
   model.init_std = config.number("initializer_range", 0.02);
   model.tie_embeddings = config.flag("tie_word_embeddings", false);
@@ -276,6 +273,25 @@ HuggingFaceConfig parse_huggingface_config(std::string_view text, const std::str
                 config.number("attention_dropout"));
   }
   return {model, Json{{"architecture", architecture.name}, {"config", kept_keys(config, json, positions)}}.dump()};
+}
+
+std::vector<std::int32_t> end_tokens(const std::string& about_text, const std::string& where) {
+  if (about_text.empty()) return {};
+  const nlohmann::json about = nlohmann::json::parse(about_text);
+  for (const char* section : {"generation_config", "config"}) {
+    const nlohmann::json config = about.value(section, nlohmann::json::object());
+    const nlohmann::json ids = config.value("eos_token_id", nlohmann::json());
+    if (ids.is_null()) continue;
+    std::vector<std::int32_t> result;
+    for (const nlohmann::json& id : ids.is_array() ? ids : nlohmann::json::array({ids})) {
+      if (!id.is_number_unsigned() || id.get<std::uint64_t>() > std::numeric_limits<std::int32_t>::max()) {
+        ConfigReader(config, where).refuse("eos_token_id", "a token or a list of tokens");
+      }
+      result.push_back(id.get<std::int32_t>());
+    }
+    return result;
+  }
+  return {};
 }
 
 std::string huggingface_config(const ModelConfig& model, const std::string& about_text, DType dtype) {
@@ -313,7 +329,7 @@ std::string huggingface_config(const ModelConfig& model, const std::string& abou
     config["attention_bias"] = false;
     config["mlp_bias"] = false;
   } else {
-    config["sliding_window"] = nullptr;
+    config["sliding_window"] = model.attention_window > 0 ? Json(model.attention_window) : Json();
   }
   if (model.is_moe()) {
     config["num_local_experts"] = model.experts;

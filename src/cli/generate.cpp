@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "dropcycle/checkpoint/huggingface.hpp"
 #include "dropcycle/core/file.hpp"
 #include "dropcycle/data/tokenizer.hpp"
 #include "dropcycle/eval/load_model.hpp"
@@ -83,7 +84,8 @@ Status speak(SpeakOptions options, const Runtime& runtime) {
   const std::vector<std::string> prompts = all_prompts(options);
   Machine machine = make_machine(config, runtime);
   const auto model = load_model(checkpoint, machine);
-  options.generate.end_of_text = tokenizer.eos_id();
+  options.generate.ends = end_tokens(checkpoint.info().huggingface, options.checkpoint);
+  if (options.generate.ends.empty()) options.generate.ends = {tokenizer.eos_id()};
   for (const std::string& prompt : prompts) {
     const std::vector<std::int32_t> prompt_ids = encode_prompt(tokenizer, prompt, options.begin);
     const std::vector<std::int32_t> ids = generate(*model, prompt_ids, options.generate);

@@ -128,6 +128,16 @@ void check_pipeline(const ParallelConfig& parallel) {
   }
 }
 
+// In a sequence that isn't longer, a window hides nothing.
+void check_window(const Config& config) {
+  const std::int64_t window = config.model.attention_window, length = config.data.sequence_length;
+  if (window == 0 || length <= window) return;
+  fail(Status::usage,
+       "data.sequence_length is {}, expected at most model.attention_window ({}): sliding windows shorter than the "
+       "sequence aren't supported",
+       length, window);
+}
+
 // A sequence is cut into two parts a context rank.
 void check_context(const Config& config) {
   const std::int64_t parts = 2 * std::int64_t{config.parallel.context}, length = config.data.sequence_length;
@@ -220,6 +230,7 @@ void resolve(Config& config) {
   check_sources(config.data.train, "data.train", true);
   check_sources(config.data.valid, "data.valid", false);
   check_training(config);
+  check_window(config);
   check_parallel(config);
 }
 

@@ -83,6 +83,11 @@ void add_model(Keys& keys) {
         "llama3: waves shorter than rope_original_positions / this stay", Bounds{0, 1e6, true}},
        {"model.rope_original_positions", model<&C::rope_original_positions>, "tokens",
         "llama3: the context that the model was first trained with", kPositive},
+       {"model.attention_window", model<&C::attention_window>, "tokens",
+        "a token attends to so many, itself and those before it (Mistral's sliding window); 0: to all. Longer "
+        "sequences "
+        "are refused: in others it hides nothing",
+        Bounds{0, 1 << 24}},
        {"model.norm_epsilon", model<&C::norm_epsilon>, "", "added to the mean square in RMSNorm", Bounds{0, 1}},
        {"model.init_std", model<&C::init_std>, "", "standard deviation of fresh weights", Bounds{0, 10}},
        {"model.tie_embeddings", model<&C::tie_embeddings>, "", "the head uses the embedding's matrix"}});

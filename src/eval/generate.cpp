@@ -51,7 +51,7 @@ std::vector<std::int32_t> generate(Model& model, std::span<const std::int32_t> p
   std::vector<std::int32_t> tokens;
   while (static_cast<std::int64_t>(tokens.size()) < options.tokens) {
     const std::int32_t next = sample_token(logits, options, stream.uniform(tokens.size()));
-    if (next == options.end_of_text) break;
+    if (std::ranges::find(options.ends, next) != options.ends.end()) break;
     tokens.push_back(next);
     if (on_token) on_token(next);
     if (static_cast<std::int64_t>(tokens.size()) < options.tokens) logits = decoder.append({&next, 1});

@@ -15,11 +15,18 @@ std::unique_ptr<Model> load_model(Checkpoint& checkpoint, Machine& machine) {
 Config config_of(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
   const std::filesystem::path folder = find_checkpoint(path);
   const std::filesystem::path run_config = folder.parent_path() / "config.toml";
-  Config config = std::filesystem::exists(run_config) ? load_config(run_config, overrides) : parse_config(overrides);
+  const bool of_run = std::filesystem::exists(run_config);
+  Config config = of_run ? load_config(run_config, overrides) : parse_config(overrides);
   config.model = parse_model(Checkpoint::open(folder).info().model);
+  const auto names = [&](std::string_view what) {
+    return std::ranges::any_of(overrides, [&](const std::string& text) { return text.starts_with(what); });
+  };
+  std::int64_t& length = config.data.sequence_length;
+  if (config.model.attention_window > 0 && !of_run && !names("data.sequence_length")) {
+    length = std::min(length, config.model.attention_window);
+  }
   // The layout of the training run says nothing about the ranks of this one.
-  const auto names_layout = [](const std::string& text) { return text.starts_with("parallel."); };
-  if (std::ranges::none_of(overrides, names_layout)) config.parallel = {};
+  if (!names("parallel.")) config.parallel = {};
   return config;
 }
 

@@ -11,6 +11,12 @@ Decoder::Decoder(Model& model, std::int64_t capacity) : model_(model), capacity_
   if (const int ranks = model.groups_[GroupKind::cp].size(); ranks > 1) {
     fail(Status::usage, "parallel.context = {}: a sequence that grows token by token isn't cut: set it to 1", ranks);
   }
+  if (c.attention_window > 0 && capacity > c.attention_window) {
+    fail(Status::usage,
+         "a sequence of {} tokens, prompt and new ones, expected at most model.attention_window ({}): sliding windows "
+         "shorter than the sequence aren't supported",
+         capacity, c.attention_window);
+  }
   model.wait_for_weights({});
   keys_.resize(static_cast<std::size_t>(c.layers));
   values_.resize(keys_.size());

@@ -133,6 +133,7 @@ void check_fits(const ModelConfig& dense, const ModelConfig& moe) {
   check("rope_low_frequency_factor", dense.rope_low_frequency_factor, moe.rope_low_frequency_factor);
   check("rope_high_frequency_factor", dense.rope_high_frequency_factor, moe.rope_high_frequency_factor);
   check("rope_original_positions", dense.rope_original_positions, moe.rope_original_positions);
+  check("attention_window", dense.attention_window, moe.attention_window);
 }
 
 struct Upcycler::State {

@@ -4,6 +4,7 @@ make of what is written, and every verb that takes a model on such a folder.
 usage: huggingface_test.py DROPCYCLE
 """
 import json
+import pathlib
 import shutil
 import sys
 import unittest
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, MistralConfig, 
 from fixture import Workspace
 
 BINARY = sys.argv.pop(1)
-INPUT = 3
+USAGE, INPUT = 2, 3
 SIZES = dict(vocab_size=320, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
              num_key_value_heads=2, max_position_embeddings=64)
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -104,8 +105,7 @@ class HuggingFaceTest(unittest.TestCase):
         write_model(cls.path / "llama", LlamaConfig(**SIZES, rope_parameters=LLAMA3, head_dim=6), "bfloat16", files=3)
         cls.space.train("dense.toml", "dense", "train.steps=2", "train.eval_batches=1")
         cls.space.must("export", "dense", "--output", "dense_hf")
-        for file in (cls.path / "dense_hf").glob("*token*"):
-            shutil.copy(file, cls.path / "llama" / file.name)
+        cls.copy_tokenizer(cls, cls.path / "llama")
         path = cls.path / "llama" / "tokenizer_config.json"  # as transformers writes a length without limit
         path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": int(1e30)}))
 
@@ -126,6 +126,7 @@ class HuggingFaceTest(unittest.TestCase):
         for number, (config, dtype, files) in enumerate([
                 (LlamaConfig(**SIZES, rope_parameters=linear, tie_word_embeddings=True, eos_token_id=[2, 5]), "float16", 1),
                 (MistralConfig(**SIZES, sliding_window=None, head_dim=8, pad_token_id=0), "float32", 2),
+                (MistralConfig(**SIZES, sliding_window=40), "bfloat16", 2),
                 (MixtralConfig(**SIZES, num_local_experts=3, num_experts_per_tok=1), "bfloat16", 2)]):
             source, checkpoint, output = (self.path / f"{kind}{number}" for kind in ("source", "checkpoint", "output"))
             write_model(source, config, dtype, files)
@@ -174,6 +175,66 @@ class HuggingFaceTest(unittest.TestCase):
         result = self.space.run("verify", "drop", "--parent", "damaged")
         self.assertEqual(result.status, INPUT)
         self.assertIn("damaged isn't the parent", result.err)
+
+    def copy_tokenizer(self, folder):
+        for file in (self.path / "dense_hf").glob("*token*"):
+            shutil.copy(file, folder / file.name)
+
+    def test_a_window_shorter_than_the_sequence_is_refused(self):
+        folder = self.path / "windowed"
+        write_model(folder, MistralConfig(**SIZES, sliding_window=40), "bfloat16", files=1)
+        self.copy_tokenizer(folder)
+        self.space.must("import", folder, "--output", "window")
+        self.space.must("upcycle", folder, "--output", "window_moe", "--experts", "2")
+        whole = self.path / "unwindowed"  # nothing else is different
+        shutil.copytree(folder, whole)
+        config = json.loads((folder / "config.json").read_text())
+        (whole / "config.json").write_text(json.dumps(config | {"sliding_window": None}))
+        speak = ["--temperature", "0", "--json", "--prompt", "the file"]
+        shards = ["--valid", "text=shards/valid-*.h5"]
+        for name in (folder, "window", "window_moe"):
+            self.assertIn("attention_window = 40", self.space.must("inspect", name).out)
+            self.space.must("eval", name, *shards)
+            for verb, options in (("generate", [*speak, "--tokens", "40"]),
+                                  ("eval", [*shards, "--set", "data.sequence_length=41"])):
+                result = self.space.run(verb, name, *options)
+                self.assertEqual(result.status, USAGE, result.err)
+                self.assertIn("expected at most model.attention_window (40)", result.err)
+        for name in (folder, "window"):
+            self.assertEqual(*(self.space.must("generate", model, *speak, "--tokens", "20").out for model in (name, whole)))
+        self.space.must("export", "window_moe", "--output", "window_hf")
+        self.assertEqual(AutoConfig.from_pretrained(self.path / "window_hf").sliding_window, 40)
+
+    def test_every_end_token_stops_a_text(self):
+        speak = ["--temperature", "0", "--json", "--prompt", "the file", "--tokens", "12"]
+        def ids(name):
+            return json.loads(self.space.must("generate", name, *speak).out)["ids"]
+        folder = self.path / "ends"
+        shutil.copytree(self.path / "llama", folder)
+        all_ids = ids(folder)
+        unused = next(i for i in range(SIZES["vocab_size"]) if i not in all_ids)
+        path, key = folder / "config.json", "eos_token_id"
+        config = json.loads(path.read_text())
+        for end in (all_ids[0], all_ids[-1]):
+            path.write_text(json.dumps(config | {key: [unused, end]}))
+            self.assertEqual(ids(folder), all_ids[:all_ids.index(end)])
+        (folder / "generation_config.json").write_text(json.dumps({key: unused}))  # goes before config.json
+        self.assertEqual(ids(folder), all_ids)
+        self.space.must("import", folder, "--output", "ended")
+        self.assertEqual(ids("ended"), all_ids)
+
+    def test_a_snapshot_of_the_hubs_cache_is_a_folder(self):
+        model = self.path / "models--org--llama"
+        snapshot = model / "snapshots" / "0123abcd"
+        snapshot.mkdir(parents=True)
+        (model / "blobs").mkdir()
+        for number, file in enumerate(sorted((self.path / "llama").iterdir())):
+            shutil.copy(file, model / "blobs" / f"{number:040x}")
+            (snapshot / file.name).symlink_to(pathlib.Path("..", "..", "blobs", f"{number:040x}"))
+        speak = ["--prompt", "the file", "--tokens", "5", "--temperature", "0"]
+        self.assertEqual(*(self.space.must("generate", name, *speak).out for name in ("llama", snapshot)))
+        self.space.must("import", snapshot, "--output", "of_cache")
+        self.assertIn("bit for bit", self.space.must("verify", "of_cache", "--parent", "llama").out)
 
     def test_training_starts_from_a_folder_and_its_model_goes_back(self):
         shown = self.space.must("inspect", "llama").out

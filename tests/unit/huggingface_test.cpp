@@ -221,6 +221,51 @@ TEST_CASE("a tied model may hold its head a second time, if it is the embedding"
   check_refused(folder.path(), "tensor 'lm_head.weight' isn't 'model.embed_tokens.weight', but tie_word_embeddings");
 }
 
+TEST_CASE("the hub's cache: links to the model's own blobs are followed, others aren't") {
+  const TestFolder folder;
+  const fs::path model = folder.path() / "models--org--name", snapshot = model / "snapshots/1f2e",
+                 blobs = model / "blobs";
+  const Kind kind;
+  write_folder(folder.path() / "plain", kind, make_tensors(kind));
+  fs::create_directories(blobs);
+  fs::create_directories(snapshot);
+  for (const char* name : {"config.json", "model.safetensors"}) {
+    fs::copy(folder.path() / "plain" / name, blobs / (std::string("0a-") + name));
+    fs::create_symlink(std::string("../../blobs/0a-") + name, snapshot / name);
+  }
+  fs::create_symlink("models--org--name/snapshots/1f2e", folder.path() / "latest");  // the user's own link
+  for (const fs::path& path : {snapshot, folder.path() / "latest", snapshot / "."}) {
+    CHECK(Checkpoint::open(path).digest("weight") == Checkpoint::open(folder.path() / "plain").digest("weight"));
+  }
+  fs::copy(folder.path() / "plain/config.json", model / "config.json");
+  fs::copy(folder.path() / "plain/config.json", folder.path() / "config.json");
+  fs::create_symlink("../config.json", blobs / "leaves");
+  fs::create_directory(blobs / "folder");
+  const auto refused = [&](const fs::path& target, const std::string& words) {
+    CAPTURE(target);
+    fs::remove(snapshot / "config.json");
+    fs::create_symlink(target, snapshot / "config.json");
+    check_refused(snapshot, "config.json: " + words);
+  };
+  const std::string link = "is a symbolic link, which isn't followed but in the hub's cache";
+  refused("../../config.json", link);
+  refused("../../../config.json", link);
+  refused("../../blobs/../config.json", link);
+  refused(folder.path() / "config.json", link);
+  refused("../../blobs/leaves", link);
+  refused("../../blobs/folder", "isn't a regular file");
+  refused("../../blobs/", link);
+  fs::remove(snapshot / "config.json");
+  fs::create_symlink("../../blobs/0a-config.json", snapshot / "config.json");
+  fs::rename(blobs, folder.path() / "elsewhere");
+  fs::create_directory_symlink("../elsewhere", blobs);
+  check_refused(snapshot, "config.json: ");
+  fs::remove(blobs);
+  fs::rename(folder.path() / "elsewhere", blobs);
+  fs::rename(model, folder.path() / "renamed");
+  check_refused(folder.path() / "renamed/snapshots/1f2e", "config.json: " + link);
+}
+
 TEST_CASE("files are plain files of the folder, and the index tells the truth") {
   const TestFolder folder;
   const Kind single, many{.files = 2};
@@ -241,7 +286,7 @@ TEST_CASE("files are plain files of the folder, and the index tells the truth") 
   fs::rename(renewed(single) / "config.json", folder.path() / "config");
   fs::create_symlink("../config", path / "config.json");
   check_refused(path, "config.json: is a symbolic link");
-  fs::create_symlink("../config", renewed(single) / "tokenizer.json");
+  fs::create_symlink("../../blobs/config", renewed(single) / "tokenizer.json");
   check_refused(path, "tokenizer.json: is a symbolic link");
   fs::remove(renewed(many) / "part-1.safetensors");
   check_refused(path, "part-1.safetensors: can't be opened");

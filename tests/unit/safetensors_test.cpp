@@ -157,19 +157,19 @@ TEST_CASE("config.json in the keys of transformers 4 and 5 says the same") {
     "rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", )" +
                                      scaling + "}");
   CHECK(old == fresh);
-  CHECK(old.vocab_size == 32);
-  CHECK(old.hidden_size == 16);
-  CHECK(old.intermediate_size == 24);
-  CHECK(old.layers == 2);
-  CHECK(old.heads == 4);
-  CHECK(old.kv_heads == 2);
-  CHECK(old.head_size == 6);
-  CHECK(old.tie_embeddings);
-  CHECK(old.norm_epsilon == 1e-6);
-  CHECK(old.rope_theta == 5e5);
-  CHECK(old.rope_scaling == "llama3");
-  CHECK(old.rope_factor == 8);
-  CHECK(old.rope_original_positions == 256);
+  CHECK(old == ModelConfig{.vocab_size = 32,
+                           .hidden_size = 16,
+                           .intermediate_size = 24,
+                           .layers = 2,
+                           .heads = 4,
+                           .kv_heads = 2,
+                           .head_size = 6,
+                           .rope_theta = 5e5,
+                           .rope_scaling = "llama3",
+                           .rope_factor = 8,
+                           .rope_original_positions = 256,
+                           .norm_epsilon = 1e-6,
+                           .tie_embeddings = true});
   const ModelConfig linear = model_of(R"("rope_scaling": {"type": "linear", "factor": 2})");
   CHECK(linear.rope_scaling == "linear");
   CHECK(linear.rope_factor == 2);
@@ -189,7 +189,12 @@ TEST_CASE("missing keys have the values of transformers' classes") {
       replaced(replaced(kLlama, "Llama", "Mistral"), "heads\": 4", "heads\": 16, \"head_dim\": 2");
   CHECK(model_of(R"("sliding_window": null)", mistral).kv_heads == 8);
   CHECK(model_of(R"("sliding_window": 512, "num_key_value_heads": null)", mistral).kv_heads == 16);
-  CHECK(model_of("", mistral).norm_epsilon == 1e-6);  // a window of 4096 for 512 positions
+  CHECK(model_of(R"("sliding_window": 511)", mistral).attention_window == 511);
+  CHECK(model_of(R"("sliding_window": 512)", mistral).attention_window == 0);  // hides nothing
+  CHECK(model_of("", mistral).attention_window == 0);                          // 4096 for 512 positions
+  CHECK(model_of("", replaced(mistral, "512", "32768")).attention_window == 4096);
+  CHECK(model_of(R"("sliding_window": 5)").attention_window == 0);  // Llama has none
+  CHECK(model_of("", mistral).norm_epsilon == 1e-6);
   const ModelConfig mixtral = model_of("", replaced(mistral, "Mistral", "Mixtral"));
   CHECK(mixtral.experts == 8);
   CHECK(mixtral.experts_per_token == 2);
@@ -243,10 +248,6 @@ TEST_CASE("what would change the model's numbers and isn't known is refused by n
   }
   check_refused(config_refusal("", replaced(kLlama, "\"vocab_size\": 32", "\"vocab_size\": 1.5")), "vocab_size is 1.5");
   check_refused(config_refusal("", replaced(kLlama, "layers\": 2", "layers\": 0")), "model.layers is 0");
-  const std::string mistral = replaced(kLlama, "Llama", "Mistral");
-  const std::string window = "expected null, or at least max_position_embeddings (512)";
-  check_refused(config_refusal(R"("sliding_window": 511)", mistral), "sliding_window is 511, " + window);
-  check_refused(config_refusal("", replaced(mistral, "512", "8192")), "sliding_window is missing, expected null");
   check_refused(config_refusal(R"("sliding_window": 0)", replaced(kLlama, "Llama", "Mixtral")), "sliding_window is 0");
   check_refused(config_refusal(R"("num_local_experts": 0)", replaced(kLlama, "Llama", "Mixtral")), "num_local_experts");
   check_refused(
@@ -256,21 +257,37 @@ TEST_CASE("what would change the model's numbers and isn't known is refused by n
 
 TEST_CASE("an exported config.json is read back to the same model") {
   for (const std::string name : {"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"}) {
+    const std::string window = name[0] == 'L' ? "" : R"("sliding_window": 100, )";
     for (const std::string rope :
          {R"("rope_theta": 12345.5)", R"("rope_scaling": {"type": "linear", "factor": 2.5})",
           R"("rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1.5, "high_freq_factor": 4.5,
              "original_max_position_embeddings": 100})"}) {
       const std::string text = replaced(kLlama, "LlamaForCausalLM", name) +
-                               R"(, "num_key_value_heads": 2, "eos_token_id": [2, 3], "sliding_window": null, )" +
-                               rope + "}";
+                               R"(, "num_key_value_heads": 2, "eos_token_id": [2, 3], )" + window + rope + "}";
       const HuggingFaceConfig config = parse_huggingface_config(text, "FILE");
       const std::string exported = huggingface_config(config.model, config.about, DType::bf16);
       const HuggingFaceConfig again = parse_huggingface_config(exported, "FILE");
       CHECK(again.model == config.model);
+      CHECK(again.model.attention_window == (window.empty() ? 0 : 100));
       CHECK(again.about == config.about);
       CHECK(exported.find(name) != std::string::npos);
       CHECK(exported.find("\"torch_dtype\": \"bfloat16\"") != std::string::npos);
     }
+  }
+}
+
+TEST_CASE("the tokens that end a text: one or several, of generation_config.json before config.json") {
+  const auto ends = [](const std::string& about) { return end_tokens(about, "FILE"); };
+  const std::string config = R"("config": {"eos_token_id": 5})";
+  CHECK(ends("").empty());
+  CHECK(ends(R"({"config": {"eos_token_id": null}, "generation_config": {}})").empty());
+  CHECK(ends("{" + config + "}") == std::vector{5});
+  CHECK(ends("{" + config + R"(, "generation_config": {"eos_token_id": null}})") == std::vector{5});
+  CHECK(ends("{" + config + R"(, "generation_config": {"eos_token_id": [7, 0, 9]}})") == std::vector{7, 0, 9});
+  for (const std::string ids : {"-1", "1.5", "\"2\"", "[3, -4]", "[[3]]", "4294967296", "{}"}) {
+    CAPTURE(ids);
+    check_refused(refusal([&] { ends(R"({"generation_config": {"eos_token_id": )" + ids + "}}"); }),
+                  "eos_token_id is ");
   }
 }
 

@@ -30,6 +30,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "dropcycle/checkpoint/checkpoint.hpp"
 #include "dropcycle/core/config.hpp"
@@ -45,7 +46,7 @@ struct HuggingFaceConfig {
 // config.json as transformers 4 (rope_theta, rope_scaling, torch_dtype) and 5 (rope_parameters, dtype) write it; keys
 // that are missing have the values that transformers gives them. Throws Error{input} that begins with `where` and names
 // the key for everything that would change what the model computes and isn't known here: another architecture, biases,
-// a sliding window below max_position_embeddings, another activation, another scaling of positions, quantization.
+// another activation, another scaling of positions, quantization.
 // Keys that transformers doesn't look at either are ignored.
 HuggingFaceConfig parse_huggingface_config(std::string_view text, const std::string& where);
 
@@ -53,6 +54,10 @@ HuggingFaceConfig parse_huggingface_config(std::string_view text, const std::str
 // a model that transformers can't hold: router_mode "softmax_topk", or a Llama whose hidden_size isn't a multiple of
 // its heads.
 std::string huggingface_config(const ModelConfig& model, const std::string& about, DType dtype);
+
+// The tokens that end a text: eos_token_id, one or several, of generation_config.json, else of config.json; none where
+// neither says. `about` is CheckpointInfo::huggingface. Throws Error{input} that begins with `where` for other values.
+std::vector<std::int32_t> end_tokens(const std::string& about, const std::string& where);
 
 // The name that transformers 4 and 5 both load of one of our parameters (the first of the table).
 std::string huggingface_name(std::string_view parameter);

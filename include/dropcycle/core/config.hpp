@@ -25,6 +25,7 @@ struct ModelConfig {
   double rope_factor = 1;
   double rope_low_frequency_factor = 1, rope_high_frequency_factor = 4;  // llama3
   std::int64_t rope_original_positions = 8192;                           // llama3
+  std::int64_t attention_window = 0;                                     // 0: none; longer sequences are refused
   double norm_epsilon = 1e-5;
   double init_std = 0.02;
   bool tie_embeddings = false;

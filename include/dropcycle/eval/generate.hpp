@@ -11,12 +11,12 @@
 namespace dropcycle {
 
 struct GenerateOptions {
-  std::int64_t tokens = 64;       // at most
-  double temperature = 0.8;       // 0: greedy (the largest logit, the lower id on ties)
-  std::int64_t top_k = 40;        // 0: all
-  double top_p = 1;               // least set of tokens with this probability
-  std::uint64_t seed = 1;         // token i is drawn with RandomStream(seed, generate).uniform(i)
-  std::int32_t end_of_text = -1;  // stops after this token
+  std::int64_t tokens = 64;        // at most
+  double temperature = 0.8;        // 0: greedy (the largest logit, the lower id on ties)
+  std::int64_t top_k = 40;         // 0: all
+  double top_p = 1;                // least set of tokens with this probability
+  std::uint64_t seed = 1;          // token i is drawn with RandomStream(seed, generate).uniform(i)
+  std::vector<std::int32_t> ends;  // stops before the first of these tokens
 };
 
 // The next token for logits [V]; `draw` in (0, 1). Ties go to the lower id.
