@@ -4,6 +4,7 @@
 #include <exception>
 #include <limits>
 
+#include "dropcycle/core/profile.hpp"
 #include "mpi_communicator.hpp"
 
 namespace dropcycle {
@@ -49,6 +50,7 @@ class ExchangeRequest final : public Request {
     return done != 0 && !next();
   }
   void wait() override {
+    const Span span(SpanKind::waiting, "wait for exchange");
     do {
       check(MPI_Waitall(count(), requests_.data(), MPI_STATUSES_IGNORE));
     } while (next());
@@ -150,6 +152,7 @@ void SpareBuffers::give_back(Buffer buffer) { buffers_.push_back(std::move(buffe
 
 std::unique_ptr<Request> start_exchange(const Exchange& exchange, const Tensor& x, std::vector<Piece> pieces,
                                         bool reduce, bool gather) {
+  const Span span(SpanKind::communication, "start exchange");
   const Tensor flat = x.reshaped({x.elements()});
   return std::make_unique<ExchangeRequest>(exchange, flat, std::move(pieces), reduce, gather);
 }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 
+#include "dropcycle/core/profile.hpp"
 #include "exchange.hpp"
 
 namespace dropcycle {
@@ -70,7 +71,10 @@ class MpiRequest final : public Request {
     check_mpi(MPI_Testall(count(), requests_.data(), &done, MPI_STATUSES_IGNORE), group_, rank_, call_);
     return done != 0;
   }
-  void wait() override { check_mpi(MPI_Waitall(count(), requests_.data(), MPI_STATUSES_IGNORE), group_, rank_, call_); }
+  void wait() override {
+    const Span span(SpanKind::waiting, call_);
+    check_mpi(MPI_Waitall(count(), requests_.data(), MPI_STATUSES_IGNORE), group_, rank_, call_);
+  }
   MPI_Request* add() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
 
  private:
@@ -116,6 +120,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void all_gather(const Tensor& x, const Tensor& out) override {
+    const Span span(SpanKind::communication, "all_gather");
     require(x.dtype == out.dtype && out.elements() == size_ * x.elements(), "group {}: all_gather of {} into {}", name_,
             to_string(x.shape), to_string(out.shape));
     if (x.elements() == 0) return;
@@ -127,6 +132,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void reduce_scatter(const Tensor& x, const Tensor& out) override {
+    const Span span(SpanKind::communication, "reduce_scatter");
     require(x.dtype == out.dtype && x.elements() == size_ * out.elements(), "group {}: reduce_scatter of {} into {}",
             name_, to_string(x.shape), to_string(out.shape));
     count(Collective::reduce_scatter, x.bytes());
@@ -136,6 +142,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void all_gather(const Tensor& x, std::span<const std::int64_t> counts, const Tensor& out) override {
+    const Span span(SpanKind::communication, "all_gather");
     check_rows(x, counts, out, out, x, "all_gather");
     count(Collective::all_gather, out.bytes());
     const Counts gathered = as_counts(counts, "all_gather");
@@ -146,6 +153,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void reduce_scatter(const Tensor& x, std::span<const std::int64_t> counts, const Tensor& out) override {
+    const Span span(SpanKind::communication, "reduce_scatter");
     check_rows(x, counts, out, x, out, "reduce_scatter");
     count(Collective::reduce_scatter, x.bytes());
     std::vector<Piece> pieces;
@@ -161,6 +169,7 @@ class MpiCommunicator final : public Communicator {
 
   void all_to_all(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
                   std::span<const std::int64_t> recv) override {
+    const Span span(SpanKind::communication, "all_to_all");
     const RowExchange rows = row_exchange(x, send, out, recv);
     const RowType row(rows.row_bytes);
     check(MPI_Alltoallv(x.data, rows.sent.rows.data(), rows.sent.first.data(), row.get(), out.data,
@@ -204,6 +213,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void all_to_all_counts(std::span<const std::int64_t> send, std::span<std::int64_t> recv) override {
+    const Span span(SpanKind::communication, "all_to_all_counts");
     const auto ranks = static_cast<std::size_t>(size_);
     require(send.size() == recv.size() && send.size() % ranks == 0,
             "group {}: all_to_all_counts of {} values into {} over {} ranks", name_, send.size(), recv.size(), size_);
@@ -213,6 +223,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Request> start_send(const Tensor& x, int to, Channel channel) override {
+    const Span span(SpanKind::communication, "start_send");
     count(Collective::send, x.bytes());
     auto request = message("wait for send", to);
     for_each_chunk(x.bytes(), [&](std::int64_t first, int count) {
@@ -224,6 +235,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Request> start_receive(const Tensor& out, int from, Channel channel) override {
+    const Span span(SpanKind::communication, "start_receive");
     auto request = message("wait for receive", from);
     for_each_chunk(out.bytes(), [&](std::int64_t first, int count) {
       check(MPI_Irecv(static_cast<std::byte*>(out.data) + first, count, MPI_BYTE, from, static_cast<int>(channel),
@@ -234,6 +246,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void broadcast(void* data, std::int64_t size_bytes, int root) override {
+    const Span span(SpanKind::communication, "broadcast");
     for_each_chunk(size_bytes, [&](std::int64_t first, int count) {
       check(MPI_Bcast(static_cast<std::byte*>(data) + first, count, MPI_BYTE, root, comm_.get()), "broadcast");
     });
@@ -255,7 +268,10 @@ class MpiCommunicator final : public Communicator {
     return result;
   }
 
-  void barrier() override { check(MPI_Barrier(comm_.get()), "barrier"); }
+  void barrier() override {
+    const Span span(SpanKind::waiting, "barrier");
+    check(MPI_Barrier(comm_.get()), "barrier");
+  }
 
  private:
   // MPI's counts and displacements.
@@ -322,6 +338,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void reduce(const Tensor& x, MPI_Op operation, const char* call) const {
+    const Span span(SpanKind::communication, call);
     const MPI_Datatype type = summable_type(x.dtype);
     for_each_chunk(x.elements(), [&](std::int64_t first, int count) {
       check(MPI_Allreduce(MPI_IN_PLACE, element(x, first), count, type, operation, comm_.get()), call);

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "dropcycle/core/error.hpp"
+#include "dropcycle/core/profile.hpp"
 #include "dropcycle/layers/tensor_parallel.hpp"
 #include "dropcycle/model/model.hpp"
 
@@ -202,6 +204,7 @@ void Model::chunk_forward(Context& c, const Chunk& chunk, const Microbatch& batc
 
 void Model::chunk_backward(Context& c, const Chunk& chunk, const Microbatch& batch, const MicrobatchTraining& training,
                            Alive& state, MicrobatchLosses& sums, const GradientsReady& ready) {
+  std::optional<Span> span(std::in_place, SpanKind::phase, chunk.ends ? "head and loss" : "backward");
   wait_for(state.sent);  // received long ago, or this backward could not begin
   const Shape shape{local_rows(batch), config_.hidden_size};
   TravellingGradient* travelling = chunk.begins && chunk.ends ? nullptr : &next_gradient();
@@ -219,6 +222,8 @@ void Model::chunk_backward(Context& c, const Chunk& chunk, const Microbatch& bat
     receive(g, state.routing.shares, +1);
   }
   // 2. Layers.
+  span.reset();
+  span.emplace(SpanKind::phase, "backward");
   for (std::int64_t layer = chunk.last; layer-- > chunk.first;) {
     const auto l = static_cast<std::size_t>(layer);
     layer_backward(c, l, batch, training.router, state, g);
@@ -261,6 +266,7 @@ MicrobatchLosses Model::forward_backward(std::span<const Microbatch> batches, co
     Context c = context(state.saved, training.recompute);
     if (training.overlap_dispatch && groups_[GroupKind::ep].size() > 1) c.dispatch_parts = kDispatchParts;
     if (forward) {
+      const Span span(SpanKind::phase, "forward");
       chunk_forward(c, chunk, batch, training.router, state);
     } else {
       chunk_backward(c, chunk, batch, training, state, sums, last ? ready : GradientsReady());
@@ -268,6 +274,7 @@ MicrobatchLosses Model::forward_backward(std::span<const Microbatch> batches, co
     }
   }
   if (shares_embedding() && gradients_.embedding) {
+    const Span span(SpanKind::phase, "gradient sums");
     groups_[GroupKind::embedding].all_reduce(gradients_.embedding);
     report_ready("embedding", ready);
   }

@@ -1,7 +1,7 @@
 #include <atomic>
-#include <cstdlib>
 
 #include "dropcycle/core/error.hpp"
+#include "dropcycle/core/profile.hpp"
 #include "dropcycle/ops/backends.hpp"
 #include "profiled_ops.hpp"
 
@@ -24,9 +24,7 @@ std::unique_ptr<Ops> make_plain_ops(std::string_view backend, const OpsOptions& 
 
 std::unique_ptr<Ops> make_ops(std::string_view backend, const OpsOptions& options) {
   auto ops = make_plain_ops(backend, options);
-  const char* profile = std::getenv("DROPCYCLE_PROFILE");
-  if (profile != nullptr && std::string_view(profile) == "1") return make_profiled_ops(std::move(ops));
-  return ops;
+  return Profile::active() != nullptr ? make_profiled_ops(std::move(ops)) : std::move(ops);
 }
 
 }  // namespace dropcycle

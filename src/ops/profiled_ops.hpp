@@ -1,5 +1,5 @@
-// Times every operation of another backend. The environment variable DROPCYCLE_PROFILE=1 puts it around the backend
-// that make_ops() gives; a table goes to standard error when the backend ends.
+// A span of the active profile (core/profile.hpp) around every operation of another backend. make_ops() puts it around
+// the backend that it gives while a profile is active.
 #pragma once
 
 #include <memory>

@@ -5,9 +5,11 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <functional>
 
 #include "dropcycle/core/file.hpp"
 #include "dropcycle/core/log.hpp"
+#include "dropcycle/core/profile.hpp"
 #include "dropcycle/model/cost.hpp"
 #include "dropcycle/train/machine.hpp"
 #include "dropcycle/train/metrics.hpp"
@@ -42,20 +44,23 @@ void check_output(const Config& config, Resume resume) {
 
 class Run {
  public:
-  Run(const Config& config, const Runtime& runtime, Resume resume);
+  Run(const Config& config, const Runtime& runtime, Resume resume, bool profile);
   Status run();
 
  private:
   void report_start(Resume resume) const;
   std::vector<Batch> load_step();
+  StepResult train_step(std::int64_t step, const std::function<std::string(std::uint64_t)>& describe);
   void evaluate(std::int64_t step);
   void save(std::int64_t step);
   void report(const SaveResult& save) const;
   void report_memory();
   StepMetrics metrics(std::int64_t step, const StepResult& result, double seconds);
   void report_traffic(std::int64_t steps) const;
+  void report_profile() const;
   bool is_root() const { return machine_.groups.world().rank() == 0; }
 
+  std::unique_ptr<Profile> profile_;  // first: what is made after it is profiled
   const Config& config_;
   Machine machine_;
   TextFacts text_;
@@ -93,8 +98,9 @@ Machine checked_machine(const Config& config, const Runtime& runtime, Resume res
   return machine;
 }
 
-Run::Run(const Config& config, const Runtime& runtime, Resume resume)
-    : config_(config),
+Run::Run(const Config& config, const Runtime& runtime, Resume resume, bool profile)
+    : profile_(profile ? std::make_unique<Profile>() : nullptr),
+      config_(config),
       machine_(checked_machine(config, runtime, resume)),
       text_(text_facts(config)),
       model_(config.model, machine_.groups, *machine_.ops, machine_.compute, machine_.pipeline,
@@ -135,6 +141,7 @@ void Run::report_start(Resume resume) const {
 }
 
 std::vector<Batch> Run::load_step() {
+  const Span span(SpanKind::phase, "data");
   std::vector<Batch> batches;
   const Communicator& context_ranks = machine_.groups[GroupKind::cp];
   for (std::int64_t m = 0; m < loader_.micro_batches(); ++m) {
@@ -144,7 +151,13 @@ std::vector<Batch> Run::load_step() {
   return batches;
 }
 
+StepResult Run::train_step(std::int64_t step, const std::function<std::string(std::uint64_t)>& describe) {
+  const Span span(SpanKind::step, "step");
+  return step_.run(step, load_step(), describe);
+}
+
 void Run::evaluate(std::int64_t step) {
+  const Span span(SpanKind::phase, "evaluation");
   for (std::size_t source = 0; source < validation_.sources(); ++source) {
     const EvalMetrics result = validation_.run(model_, source, step);
     if (!is_root()) continue;
@@ -234,14 +247,29 @@ void Run::report_traffic(std::int64_t steps) const {
   for (const std::string& line : lines) log_info("{}", line);
 }
 
+void Run::report_profile() const {
+  if (!profile_) return;
+  const std::vector<std::string> events =
+      machine_.groups.world().all_gather_text(profile_->trace_events(machine_.groups.world().rank()));
+  if (!is_root()) return;
+  const auto path = std::filesystem::path(config_.train.output) / "trace.json";
+  write_file(path, trace_json(events));
+  log_info("where rank 0's time went (all ranks, span by span: {}, for ui.perfetto.dev):\n{}", path.string(),
+           profile_->table());
+}
+
 Status Run::run() {
   const StopSignal stop;
+  if (profile_) {
+    machine_.groups.world().barrier();
+    profile_->set_zero();
+  }
   const auto describe = [this](std::uint64_t sample) { return dataset_.describe(sample); };
   if (position_.step == 0) evaluate(0);
   std::int64_t saved = position_.step;
   for (std::int64_t step = position_.step + 1; step <= config_.train.steps; ++step) {
     const auto start = Clock::now();
-    const StepResult result = step_.run(step, load_step(), describe);
+    const StepResult result = train_step(step, describe);
     if (metrics_) metrics_->add(metrics(step, result, seconds_since(start)));
     report(checkpoints_.poll());
     const bool last = step == config_.train.steps, stopping = !last && stop.requested(machine_.groups.world());
@@ -252,6 +280,7 @@ Status Run::run() {
     }
     if (last || due(config_.train.eval_interval)) evaluate(step);  // while the checkpoint is being written
     if (!stopping) continue;
+    report_profile();
     report(checkpoints_.finish());
     if (is_root())
       log_info("stopped after step {} on request: run the same command with --resume auto to go on", saved);
@@ -259,6 +288,7 @@ Status Run::run() {
   }
   report_traffic(config_.train.steps - position_.step);
   report_memory();
+  report_profile();
   const SaveResult final_save = checkpoints_.finish();
   report(final_save);
   if (final_save.state == SaveResult::State::failed) {
@@ -269,9 +299,9 @@ Status Run::run() {
 
 }  // namespace
 
-Status train(const Config& config, const Runtime& runtime, Resume resume) {
+Status train(const Config& config, const Runtime& runtime, Resume resume, bool profile) {
   if (config.train.steps <= 0) fail(Status::usage, "train.steps = {}: must be at least 1", config.train.steps);
-  Run run(config, runtime, resume);
+  Run run(config, runtime, resume, profile);
   return run.run();
 }
 

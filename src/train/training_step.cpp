@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "dropcycle/core/profile.hpp"
 #include "dropcycle/model/plan.hpp"
 
 namespace dropcycle {
@@ -78,28 +79,44 @@ MicrobatchTraining TrainingStep::microbatch_training(std::int64_t step, std::int
           .overlap_dispatch = config_.parallel.overlap_dispatch};
 }
 
-StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microbatches,
-                             const std::function<std::string(std::uint64_t)>& describe) {
-  const bool reset = config_.data.reset_at_document_end;
-  ParameterStore& store = model_.parameters();
-  const PerGroupKind<Traffic> sent_before = groups_.traffic();
-  // 1. Predicted tokens of the global batch.
+double TrainingStep::count_tokens(const std::vector<Batch>& microbatches) const {
+  const Span span(SpanKind::phase, "count tokens");
   double tokens = 0;
   for (const Batch& batch : microbatches) {
     for (const std::int32_t target : batch.targets) tokens += target >= 0;
   }
   groups_[GroupKind::dense_gradient].sum({&tokens, 1});
+  return tokens;
+}
+
+void TrainingStep::clear_gradients() {
+  const Span span(SpanKind::phase, "clear gradients");
+  for (const GradientGroup group : kGradientGroups) model_.ops().fill_zero(model_.parameters().gradients(group));
+}
+
+void TrainingStep::finish_gradients() {
+  const Span span(SpanKind::phase, "gradient sums");
+  for (const GradientGroup group : kGradientGroups) buckets_[group].finish();
+}
+
+StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microbatches,
+                             const std::function<std::string(std::uint64_t)>& describe) {
+  const bool reset = config_.data.reset_at_document_end;
+  const PerGroupKind<Traffic> sent_before = groups_.traffic();
+  // 1. Predicted tokens of the global batch.
+  const double tokens = count_tokens(microbatches);
   const MicrobatchTraining training = microbatch_training(step, static_cast<std::int64_t>(tokens));
   // 2. Forward and backward; the last microbatch's gradients travel as they become final.
-  for (const GradientGroup group : kGradientGroups) model_.ops().fill_zero(store.gradients(group));
+  clear_gradients();
   std::vector<Microbatch> batches;
   for (const Batch& batch : microbatches) {
     batches.push_back(view(batch, config_.train.micro_batch, config_.data.sequence_length, reset));
   }
   const MicrobatchLosses losses = model_.forward_backward(
       batches, training, [this](const FlatRange& range) { buckets_[range.group].mark_ready(range.first, range.last); });
-  for (const GradientGroup group : kGradientGroups) buckets_[group].finish();
+  finish_gradients();
   // 3. Norm and losses, the same on all ranks.
+  const Span span(SpanKind::phase, "optimizer");
   StepResult result = reduce(losses, static_cast<std::int64_t>(tokens));
   result.gradient_norm = optimizer_.gradient_norm();
   result.learning_rate = learning_rate_at(config_.optimizer, config_.train.steps, step);

@@ -4,15 +4,17 @@
 //   echo 5 | bench_train_step tiny 8 device.threads=1
 // Prints a line of JSON with the model's sizes after three steps for warming up; then, for each number read from
 // standard input, runs so many steps and prints their seconds, the last loss, and the most memory that all ranks held
-// during them. DROPCYCLE_PROFILE=1 times each operation.
+// during them. The word "profile" among the settings: at the end, a table of where the time went on standard error.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <chrono>
 #include <iostream>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "dropcycle/core/profile.hpp"
 #include "dropcycle/model/cost.hpp"
 #include "dropcycle/train/machine.hpp"
 #include "dropcycle/train/training_step.hpp"
@@ -82,6 +84,7 @@ class Trainer {
     for (std::int64_t i = 0; i < count; ++i) {
       machine_.groups.world().barrier();
       const auto start = std::chrono::steady_clock::now();
+      const Span span(SpanKind::step, "step");
       loss_ = step_.run(++done_, batches_, [](std::uint64_t) { return std::string(); }).loss;
       seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
@@ -143,8 +146,10 @@ void serve(const Config& config, const Runtime& runtime) {
 int main(int count, char** arguments) {
   try {
     const Runtime runtime(&count, &arguments);
-    const Config config = config_of({arguments + 1, arguments + count});
-    serve(config, runtime);
+    std::vector<std::string> words(arguments + 1, arguments + count);
+    const auto profile = std::erase(words, "profile") > 0 ? std::make_unique<Profile>() : nullptr;
+    serve(config_of(words), runtime);
+    if (profile && runtime.rank() == 0) fmt::print(stderr, "{}\n", profile->table());
     return 0;
   } catch (const std::exception& error) {
     fmt::print(stderr, "bench_train_step: {}\n", error.what());

@@ -211,9 +211,9 @@ struct OpsOptions {
 };
 
 // backend: "reference" (plain loops; f64 and f32, and bf16 with f32 sums) or "cpu" (oneDNN and vectorised kernels;
-// f32 and bf16). Throws Error{usage} for another name. With DROPCYCLE_PROFILE=1 in the environment every operation is
-// timed, and a table goes to standard error at the end; with DROPCYCLE_ISA=baseline|avx2|avx512|native (the default)
-// the cpu backend keeps to these instructions.
+// f32 and bf16). Throws Error{usage} for another name. While a profile is active in this thread
+// (core/profile.hpp), every operation of the backend is a span of it. With DROPCYCLE_ISA=baseline|avx2|avx512|native
+// (the default) the cpu backend keeps to these instructions.
 std::unique_ptr<Ops> make_ops(std::string_view backend, const OpsOptions& options = {});
 
 // Whether this processor multiplies bf16 natively (AVX-512 BF16 or AMX).

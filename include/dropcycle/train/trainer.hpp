@@ -16,6 +16,8 @@ enum class Resume {
 
 // Runs the configuration (resolved) to its last step. Returns Status::ok, or Status::requeue after a stop signal with
 // everything committed. Throws Error.
-Status train(const Config& config, const Runtime& runtime, Resume resume);
+// `profile`: where each step's time goes, as a table on rank 0 at the end and as trace.json in the run folder, with all
+// ranks, for Perfetto or chrome://tracing.
+Status train(const Config& config, const Runtime& runtime, Resume resume, bool profile = false);
 
 }  // namespace dropcycle
