@@ -9,8 +9,6 @@
 namespace dropcycle {
 namespace {
 
-constexpr const char* kStage = "tensor * context * data";
-
 void check_positive(std::string_view axis, int size) {
   if (size < 1) fail(Status::usage, "parallel.{} = {}: expected at least 1", axis, size);
 }
@@ -24,6 +22,13 @@ std::string nearest_divisors(int n, int near) {
     if (d > near && above == 0) above = d;
   }
   return above == 0 ? fmt::format("{}", below) : fmt::format("{} or {}", below, above);
+}
+
+// The ranks that share experts must divide those of a stage.
+void check_expert_ranks(std::string_view axis, int size, int ranks, std::string_view divided) {
+  if (ranks % size == 0) return;
+  fail(Status::usage, "parallel.{} = {} does not divide the {} ranks of tensor * context * data{}: the nearest is {}",
+       axis, size, ranks, divided, nearest_divisors(ranks, size));
 }
 
 // The multiples of `step` on both sides of `near`: "4 or 8", "4".
@@ -100,15 +105,9 @@ Topology::Topology(const Layout& layout, int world_size) : layout_(layout), worl
   layout_.dp = data_parallel;
 
   const int stage = stage_size();
-  if (stage % layout.etp != 0) {
-    fail(Status::usage, "parallel.expert_tensor = {} does not divide the {} ranks of {}: the nearest is {}", layout.etp,
-         stage, kStage, nearest_divisors(stage, layout.etp));
-  }
+  check_expert_ranks("expert_tensor", layout.etp, stage, "");
   const int expert_ranks = stage / layout.etp;
-  if (expert_ranks % layout.ep != 0) {
-    fail(Status::usage, "parallel.expert = {} does not divide the {} ranks of {} / expert_tensor: the nearest is {}",
-         layout.ep, expert_ranks, kStage, nearest_divisors(expert_ranks, layout.ep));
-  }
+  check_expert_ranks("expert", layout.ep, expert_ranks, " / expert_tensor");
   edp_ = expert_ranks / layout.ep;
 }
 

@@ -8,6 +8,7 @@ import pathlib
 import random
 import subprocess
 import tempfile
+import unittest
 
 ENVIRONMENT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
                    OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_hwloc_base_binding_policy="none",
@@ -113,3 +114,16 @@ class Workspace:
 
     def manifest(self, checkpoint):
         return json.loads((self.path / checkpoint / "manifest.json").read_text())
+
+
+class WorkspaceTest(unittest.TestCase):
+    """Tests of `binary` that share one workspace."""
+    binary = None
+
+    @classmethod
+    def setUpClass(cls):
+        cls.space = Workspace(cls.binary)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.space.temporary.cleanup()

@@ -6,7 +6,7 @@ usage: layouts_test.py DROPCYCLE
 import sys
 import unittest
 
-from fixture import Workspace
+from fixture import WorkspaceTest
 
 BINARY = sys.argv.pop(1)
 USAGE = 2
@@ -44,14 +44,8 @@ CASES = [
 HUGE = ["model.hidden_size=983040", "model.head_size=163840", "model.intermediate_size=3932160", "model.layers=2"]
 
 
-class LayoutsTest(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.space = Workspace(BINARY)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.space.temporary.cleanup()
+class LayoutsTest(WorkspaceTest):
+    binary = BINARY
 
     def settings(self, text):
         return [key if key.split("=")[0].count(".") else f"parallel.{key}" for key in text.split()]

@@ -8,7 +8,7 @@ import shutil
 import sys
 import unittest
 
-from fixture import Workspace
+from fixture import WorkspaceTest
 
 BINARY = sys.argv.pop(1)
 TOLERANCE = 1e-6
@@ -21,14 +21,8 @@ def without_times(lines):
     return [{key: value for key, value in line.items() if key not in TIMES | TRAFFIC} for line in lines]
 
 
-class ParityTest(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.space = Workspace(BINARY)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.space.temporary.cleanup()
+class ParityTest(WorkspaceTest):
+    binary = BINARY
 
     def train(self, name, config, ranks, experts_over, *settings, **options):
         self.space.train(config, name, f"parallel.expert={experts_over}", *settings, ranks=ranks, **options)

@@ -121,11 +121,7 @@ TEST_CASE("a repeated microbatch allocates nothing") {
   const TinyBatch data(config, 2, 7);
   Model model(config, groups, *ops, DType::f32);
   fill(model);
-  const auto training = training_with(BalanceScope::all_layers);
-  for (int i = 0; i < 2; ++i) model.forward_backward(data.batch, training);
-  const std::int64_t before = model.system_allocations();
-  for (int i = 0; i < 3; ++i) model.forward_backward(data.batch, training);
-  CHECK(model.system_allocations() == before);
+  CHECK(allocations_of_repeats(model, data, training_with(BalanceScope::all_layers)) == 0);
 }
 
 TEST_CASE("the first layer with a NaN is named") {

@@ -72,6 +72,14 @@ inline MicrobatchTraining training_with(BalanceScope scope, double z = 0, double
           .router = {.balance = 0.05, .scope = scope, .z = z, .jitter = jitter, .seed = 5, .step = 3}};
 }
 
+// Times that memory is asked from the system once the same microbatch has run twice: none is right.
+inline std::int64_t allocations_of_repeats(Model& model, const TinyBatch& data, const MicrobatchTraining& training) {
+  for (int i = 0; i < 2; ++i) model.forward_backward(data.batch, training);
+  const std::int64_t before = model.system_allocations();
+  for (int i = 0; i < 3; ++i) model.forward_backward(data.batch, training);
+  return model.system_allocations() - before;
+}
+
 // What backward differentiates.
 inline double total_loss(const MicrobatchLosses& losses, const MicrobatchTraining& training) {
   return training.token_scale * losses.language + training.router.balance * losses.balance +

@@ -1,7 +1,6 @@
 // Collectives on 1 to 4 ranks: values against sums computed from every rank's input, which any rank can draw, and the
 // adjoint identity ⟨Ax, y⟩ = ⟨x, Aᵀy⟩ in double.
 #include <doctest/doctest.h>
-#include <mpi.h>
 
 #include <cmath>
 #include <cstring>
@@ -10,16 +9,12 @@
 #include <vector>
 
 #include "dropcycle/parallel/communicator.hpp"
+#include "world.hpp"
 
 using namespace dropcycle;
+using test::world_size;
 
 namespace {
-
-int world_size() {
-  int size = 0;
-  MPI_Comm_size(MPI_COMM_WORLD, &size);
-  return size;
-}
 
 Groups all_ranks() { return Groups::over_mpi(Topology({}, world_size())); }
 

@@ -3,7 +3,6 @@
 
 #include <doctest/doctest.h>
 #include <fmt/format.h>
-#include <mpi.h>
 
 #include <algorithm>
 #include <cmath>
@@ -19,6 +18,7 @@
 #include "dropcycle/ops/backends.hpp"
 #include "dropcycle/optim/adamw.hpp"
 #include "dropcycle/parallel/gradient_buckets.hpp"
+#include "world.hpp"
 
 namespace dropcycle::test {
 
@@ -39,12 +39,6 @@ struct Sums {
   double language = 0, balance = 0, z = 0, tokens = 0;
   std::vector<double> counts;  // [L,E]
 };
-
-inline int world_size() {
-  int size = 0;
-  MPI_Comm_size(MPI_COMM_WORLD, &size);
-  return size;
-}
 
 inline void prepare(Model& model, const ParityCase& c) {
   fill(model);

@@ -2,7 +2,6 @@
 // to 4 ranks, each rank keeps its share of masters and moments, and what the ranks keep covers every tensor exactly
 // once.
 #include <doctest/doctest.h>
-#include <mpi.h>
 
 #include <cmath>
 #include <cstring>
@@ -14,6 +13,7 @@
 #include "dropcycle/ops/backends.hpp"
 #include "dropcycle/optim/adamw.hpp"
 #include "dropcycle/parallel/gradient_buckets.hpp"
+#include "world.hpp"
 
 using namespace dropcycle;
 using namespace dropcycle::test;
@@ -21,12 +21,6 @@ using namespace dropcycle::test;
 namespace {
 
 constexpr std::int64_t kSteps = 3;
-
-int world_size() {
-  int size = 0;
-  MPI_Comm_size(MPI_COMM_WORLD, &size);
-  return size;
-}
 
 struct Trained {
   std::vector<double> norms;

@@ -1,37 +1,27 @@
 // Counted bytes of whole training steps are those of the formula, for every layout of 1 to 4 ranks. Routing is balanced
 // by choosing all experts (K = E), so that the exchange of rows is known.
 #include <doctest/doctest.h>
-#include <mpi.h>
 
 #include <cmath>
 #include <string>
 #include <vector>
 
+#include "../layers/tiny_model.hpp"
 #include "dropcycle/model/communication.hpp"
 #include "dropcycle/ops/backends.hpp"
 #include "dropcycle/train/training_step.hpp"
+#include "world.hpp"
 
 using namespace dropcycle;
+using test::world_size;
 
 namespace {
 
-int world_size() {
-  int size = 0;
-  MPI_Comm_size(MPI_COMM_WORLD, &size);
-  return size;
-}
-
 Config config_of(std::int64_t experts, bool shard, const std::string& recompute) {
   Config config;
-  config.model = {.vocab_size = 23,
-                  .hidden_size = 12,
-                  .intermediate_size = 8,
-                  .layers = 4,
-                  .heads = 6,
-                  .kv_heads = 2,
-                  .head_size = 4,
-                  .experts = experts,
-                  .experts_per_token = std::max<std::int64_t>(1, experts)};
+  config.model = test::tiny_moe(experts, std::max<std::int64_t>(1, experts));
+  config.model.intermediate_size = 8;
+  config.model.layers = 4;
   config.model.tie_embeddings = experts == 0;
   config.data.sequence_length = 24;
   config.train.steps = 2;
