@@ -221,7 +221,8 @@ void add_parallel(Keys& keys) {
        {"parallel.overlap_weights", parallel<&C::overlap_weights>, "",
         "gather updated weights during the next forward (sharded optimizer)"},
        {"parallel.overlap_dispatch", parallel<&C::overlap_dispatch>, "",
-        "half of a microbatch's rows travel while the experts compute the other half (EP > 1)"}});
+        "half of a microbatch's rows travel while the experts compute the other half (EP > 1); no "
+        "gain where two ranks share two cores"}});
 }
 
 void add_checkpoint(Keys& keys) {
