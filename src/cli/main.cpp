@@ -90,6 +90,7 @@ int run(int argc, char** argv) {
   add_config(app);
   add_plan(app);
   add_train(app);
+  add_bench(app);
   add_eval(app);
   add_generate(app);
   try {

@@ -29,6 +29,7 @@ void add_train(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_plan(CLI::App& app);
+void add_bench(CLI::App& app);
 
 // `--set key=value`, repeatable, of every verb that reads a configuration.
 void add_set_option(CLI::App& verb, std::vector<std::string>& overrides);
