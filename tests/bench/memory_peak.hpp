@@ -1,4 +1,4 @@
-// The most memory that this process has held (Linux: VmHWM).
+// The most memory that this process has held, without the pages of program files (Linux: VmHWM less RssFile).
 #pragma once
 
 #include <cstdint>
@@ -9,11 +9,12 @@ namespace dropcycle::bench {
 
 inline std::int64_t peak_memory_bytes() {
   std::ifstream status("/proc/self/status");
+  std::int64_t peak = 0, files = 0;
   for (std::string word; status >> word;) {
-    std::int64_t kilobytes = 0;
-    if (word == "VmHWM:" && status >> kilobytes) return kilobytes << 10;
+    if (word == "VmHWM:") status >> peak;
+    if (word == "RssFile:") status >> files;
   }
-  return 0;
+  return (peak - files) << 10;
 }
 
 // From here on, the peak is that of what comes.

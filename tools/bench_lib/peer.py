@@ -4,7 +4,7 @@
     peer.py VARIANT STEPS SIZES      VARIANT autocast|bf16[-compiled][-grouped]; SIZES: JSON of bench_train_step
 
 Prints a line of JSON after STEPS for warming up; then, for each number read from standard input, runs so many steps
-and prints their seconds and the most memory that the process held during them. A step is forward, backward, clipping
+and prints their seconds and the most memory that the process held during them, program files aside. A step is forward, backward, clipping
 and fused AdamW, as in bench_train_step. autocast keeps fp32 weights, bf16 trains in pure bf16.
 """
 import json
@@ -59,8 +59,10 @@ class Trainer:
 
 
 def peak_bytes():
+    """The peak without the pages of program files, of which PyTorch's CUDA build maps more than its CPU build."""
     with open("/proc/self/status", encoding="ascii") as status:
-        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
+        kilobytes = {line.split(":")[0]: line.split()[1] for line in status}
+    return int(kilobytes["VmHWM"]) - int(kilobytes["RssFile"]) << 10
 
 
 def forget_peak():
@@ -70,7 +72,8 @@ def forget_peak():
 
 def main():
     if sys.argv[1:] == ["--versions"]:
-        print(f"PyTorch {torch.__version__}, transformers {transformers.__version__}")
+        build = "" if torch.version.cuda is None else " (the CUDA build, on the CPU: the index of CPU builds was out of reach)"
+        print(f"PyTorch {torch.__version__}{build}, transformers {transformers.__version__}")
         return
     variant, warm_up, sizes = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -73,6 +73,28 @@ def best(row, prefix=""):
     return (max(found)[1], row["peers"][max(found)[1]]) if found else None
 
 
+def memory_ratio(row):
+    """Peak memory over the least of PyTorch's autocast variants: (ratio, theirs), or None."""
+    least = min((result["peak_bytes"] for variant, result in row["peers"].items() if variant.startswith("autocast")),
+                default=None)
+    return (row["peak_bytes"] / least, least) if least else None
+
+
+def markdown(rows):
+    """A table of its own: rates, ratios, step over floor, memory."""
+    yield "| model | Dropcycle | PyTorch autocast | ratio | PyTorch, best of any | ratio | step / floor | memory / autocast's |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in rows:
+        mine, cells = row["tokens_per_second"], []
+        for found in (best(row, "autocast"), best(row)):
+            cells += ([f"{found[1]['tokens_per_second']:,.0f} ({found[0]})",
+                       f"{mine / found[1]['tokens_per_second']:.2f}"] if found else ["-", "-"])
+        floor, held = row.get("floor_seconds"), memory_ratio(row)
+        cells += [f"{row['step_seconds'] / floor:.2f}" if floor else "-",
+                  f"{1e-9 * row['peak_bytes']:.2f} / {1e-9 * held[1]:.2f} GB = {held[0]:.2f}" if held else "-"]
+        yield f"| {row['shape']}, {row['kind']} | {mine:,.0f} tokens/s | {' | '.join(cells)} |"
+
+
 def table(rows):
     lines = [f"{'shape':<6} {'model':<6} {'Dropcycle':>10} {'autocast':>10} {'ratio':>6} {'any':>8} {'ratio':>6}"
              f" {'floor':>9} {'step/floor':>11} {'memory':>8} {'autocast':>9} {'ratio':>6}   fastest variants"]
@@ -87,8 +109,7 @@ def table(rows):
         text += f" {1e3 * floor:>6.0f} ms {row['step_seconds'] / floor:>11.2f}" if floor else f" {'-':>9} {'-':>11}"
         text += f" {1e-9 * row['peak_bytes']:>5.2f} GB"
         if fair:
-            lowest = min(result["peak_bytes"] for variant, result in row["peers"].items()
-                         if variant.startswith("autocast"))
-            text += f" {1e-9 * lowest:>6.2f} GB {row['peak_bytes'] / lowest:>6.2f}   {fair[0]}, {fastest[0]}"
+            ratio, lowest = memory_ratio(row)
+            text += f" {1e-9 * lowest:>6.2f} GB {ratio:>6.2f}   {fair[0]}, {fastest[0]}"
         lines.append(text)
     return "\n".join(lines)

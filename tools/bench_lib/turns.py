@@ -10,6 +10,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = ROOT / "build" / "cpu"
+BINARY = BUILD / "dropcycle"
 STEP = BUILD / "tests" / "bench" / "bench_train_step"
 
 
@@ -17,13 +18,13 @@ class BenchError(Exception):
     """One line for the user."""
 
 
-def output_of(command, seconds=None, **options):
-    """What a command printed; its errors end the benchmark."""
+def output_of(command, seconds=None, errors=False, **options):
+    """What a command printed, or with `errors` what it printed as errors; a failure ends the benchmark."""
     process = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, timeout=seconds,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
     if process.returncode:
         raise BenchError(f"{command_line(command)} ended with {process.returncode}: {process.stderr[-2000:].strip()}")
-    return process.stdout
+    return process.stderr if errors else process.stdout
 
 
 def command_line(command):
@@ -51,22 +52,50 @@ class Progress:
         print(f"[{self.done}/{self.parts}] {what}{left}", file=sys.stderr, flush=True)
 
 
-class Program:
-    """A process that reads numbers of steps and answers with lines of JSON. `ready` is what it said first."""
+class Lines:
+    """A process whose lines are read as they come."""
 
-    def __init__(self, command):
+    def __init__(self, command, **options):
         self.command = [str(word) for word in command]
         self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(self.command, cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=self.errors)
+        self.last_line = ""
+        settings = {"cwd": ROOT, "stderr": self.errors} | options
+        self.process = subprocess.Popen(self.command, text=True, stdout=subprocess.PIPE, **settings)
+
+    def __iter__(self):
+        for self.last_line in self.process.stdout:
+            yield self.last_line
+        if status := self.process.wait():
+            self.failed(status)
+
+    def failed(self, status):
+        self.errors.seek(0)
+        reason = (self.errors.read() or self.last_line)[-2000:].strip()
+        raise BenchError(f"{command_line(self.command)[:100]} ended with {status}: {reason}")
+
+    def __enter__(self):
+        return self
+
+    def close(self):
+        self.process.wait()
+
+    def __exit__(self, *_):
+        self.close()
+        self.process.stdout.close()
+        self.errors.close()
+
+
+class Program(Lines):
+    """A process that reads numbers of steps and answers with lines of JSON. `ready` is what it said first."""
+
+    def __init__(self, command, **options):
+        super().__init__(command, stdin=subprocess.PIPE, **options)
         self.ready = self.answer()
 
     def answer(self):
         line = self.process.stdout.readline()
         if not line:
-            status = self.process.wait()
-            self.errors.seek(0)
-            raise BenchError(f"{command_line(self.command)[:100]} ended with {status}: {self.errors.read()[-2000:].strip()}")
+            self.failed(self.process.wait())
         return json.loads(line)
 
     def run(self, steps):
@@ -75,17 +104,9 @@ class Program:
             self.process.stdin.flush()
             return self.answer()
 
-    def __enter__(self):
-        return self
-
     def close(self):
         self.process.stdin.close()
         self.process.wait()
-
-    def __exit__(self, *_):
-        self.close()
-        self.process.stdout.close()
-        self.errors.close()
 
 
 def median_of(answers):
