@@ -3,14 +3,18 @@
 //   bench_train_step tiny|small|152m EXPERTS [KEY=VALUE...]     0 experts: dense, else 2 of them per token
 //   echo 5 | bench_train_step tiny 8 device.threads=1
 // Prints a line of JSON with the model's sizes after three steps for warming up; then, for each number read from
-// standard input, runs so many steps and prints their seconds, the last loss, and the most memory that all ranks held
-// during them. The word "profile" among the settings: at the end, a table of where the time went on standard error.
+// standard input, runs so many steps and prints their seconds, the last loss, the most memory that all ranks held
+// during them, and the rows of the fullest rank's experts over those of an even router, mean over the last step's
+// layers: with expert parallelism the others wait for that rank. The word "profile" among the settings: at the end, a
+// table of where the time went on standard error.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <chrono>
 #include <iostream>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -85,7 +89,7 @@ class Trainer {
       machine_.groups.world().barrier();
       const auto start = std::chrono::steady_clock::now();
       const Span span(SpanKind::step, "step");
-      loss_ = step_.run(++done_, batches_, [](std::uint64_t) { return std::string(); }).loss;
+      last_ = step_.run(++done_, batches_, [](std::uint64_t) { return std::string(); });
       seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     return seconds;
@@ -105,7 +109,22 @@ class Trainer {
     return bytes;
   }
 
-  double loss() const { return loss_; }
+  // Of the last step, on all ranks.
+  double fullest_rank() {
+    const auto ranks = static_cast<std::size_t>(machine_.groups[GroupKind::ep].size());
+    double sum = 0;
+    for (const std::vector<double>& shares : last_.expert_load) {
+      const std::size_t experts = shares.size() / ranks;
+      double most = 0;
+      for (std::size_t e = 0; e < shares.size(); e += experts) {
+        most = std::max(most, std::reduce(&shares[e], &shares[e] + experts));
+      }
+      sum += most * static_cast<double>(ranks);
+    }
+    return last_.expert_load.empty() ? 1 : sum / static_cast<double>(last_.expert_load.size());
+  }
+
+  double loss() const { return last_.loss; }
   const Machine& machine() const { return machine_; }
 
  private:
@@ -116,7 +135,7 @@ class Trainer {
   TrainingStep step_;
   std::vector<Batch> batches_;
   std::int64_t done_ = 0;
-  double loss_ = 0;
+  StepResult last_;
 };
 
 void serve(const Config& config, const Runtime& runtime) {
@@ -136,8 +155,8 @@ void serve(const Config& config, const Runtime& runtime) {
   while (const std::int64_t count = trainer.next_count()) {
     bench::forget_peak_memory();
     const auto seconds = trainer.run(count);
-    print(fmt::format("\"seconds\": [{:.6f}], \"loss\": {:.6f}, \"peak_bytes\": {:.0f}", fmt::join(seconds, ", "),
-                      trainer.loss(), trainer.peak_bytes()));
+    print(fmt::format("\"seconds\": [{:.6f}], \"loss\": {:.6f}, \"peak_bytes\": {:.0f}, \"fullest_rank\": {:.3f}",
+                      fmt::join(seconds, ", "), trainer.loss(), trainer.peak_bytes(), trainer.fullest_rank()));
   }
 }
 
