@@ -6,8 +6,7 @@ from bench_lib.rows import medians, row
 from bench_lib.turns import STEP, Program, median_of, output_of, steps_within, timed
 
 MPI = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-           OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_hwloc_base_binding_policy="none",
-           OMPI_MCA_btl_vader_single_copy_mechanism="none")
+           OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_hwloc_base_binding_policy="none")
 EXPERTS = (8, 16, 64)
 PER_PARAMETER = ("optimizer", "clear gradients")
 LAYOUTS = (("dp 2, dense", 0, ()), ("dp 2, 8 experts", 8, ()), ("ep 2, 8 experts", 8, ("parallel.expert=2",)))
