@@ -25,8 +25,11 @@ Buffer::Buffer(std::int64_t size_bytes) : size_bytes_(size_bytes) {
   const auto rounded = static_cast<std::size_t>(round_up(std::max<std::int64_t>(size_bytes, 1), alignment));
   void* memory = std::aligned_alloc(static_cast<std::size_t>(alignment), rounded);
   if (memory == nullptr) throw std::bad_alloc();
+  // Large: pages that were let go come back as zeros when they are first touched, by the threads that compute with
+  // them. One thread would take as long for it as for the rest of a short run's start.
+  const bool pages = alignment == kHugePage && madvise(memory, rounded, MADV_DONTNEED) == 0;
   if (alignment == kHugePage) madvise(memory, rounded, MADV_HUGEPAGE);
-  std::memset(memory, 0, rounded);
+  if (!pages) std::memset(memory, 0, rounded);
   memory_.reset(static_cast<std::byte*>(memory));
 }
 
