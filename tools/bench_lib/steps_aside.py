@@ -48,17 +48,21 @@ def launch(experts_count, settings, ranks):
 def turn_of(experts_count, settings, ranks):
     with timed(), launch(experts_count, settings, ranks) as program:
         seconds = program.run(1)["seconds"][0]
-        return median_of([program.run(steps_within(seconds, 8, 7))])
+        return median_of([program.run(steps_within(seconds, 5, 5))])
+
+
+def layouts(options):
+    return [layout for layout in LAYOUTS if ("moe" if layout[1] else "dense") in options.kind]
 
 
 def ranks_parts(options):
-    return options.rounds * len(LAYOUTS)
+    return options.rounds * len(layouts(options))
 
 
 def ranks(options, progress):
     """Two ranks of one thread beside one rank of two, the same global batch."""
     rows = []
-    for name, count, settings in LAYOUTS:
+    for name, count, settings in layouts(options):
         pairs = []
         for turn in range(options.rounds):
             progress.next(f"tiny, {name}, turn {turn + 1}")
