@@ -25,15 +25,22 @@ F16 narrow<F16, double>(double value) {
   return F16(static_cast<float>(value));
 }
 
+// Compiled for several instruction sets; which one runs is found out once.
+#if defined(__x86_64__)
+#define DROPCYCLE_CLONES [[gnu::target_clones("default", "avx2", "arch=x86-64-v4")]]
+#else
+#define DROPCYCLE_CLONES
+#endif
+
 template <class From, class To>
-void convert_all(const void* from, void* to, std::int64_t count) {
+[[gnu::always_inline]] inline void convert_all(const void* from, void* to, std::int64_t count) {
   const auto* source = static_cast<const From*>(from);
   auto* target = static_cast<To*>(to);
   for (std::int64_t i = 0; i < count; ++i) target[i] = narrow<To>(widen(source[i]));
 }
 
 template <class From>
-void convert_from(const void* from, void* to, DType to_type, std::int64_t count) {
+[[gnu::always_inline]] inline void convert_from(const void* from, void* to, DType to_type, std::int64_t count) {
   switch (to_type) {
     case DType::f64:
       return convert_all<From, double>(from, to, count);
@@ -49,13 +56,8 @@ void convert_from(const void* from, void* to, DType to_type, std::int64_t count)
   fail(Status::internal, "floating-point numbers can't be converted to integers");
 }
 
-}  // namespace
-
-void convert(const void* from, DType from_type, void* to, DType to_type, std::int64_t count) {
-  if (from_type == to_type) {
-    std::memcpy(to, from, static_cast<std::size_t>(count * size_bytes(from_type)));
-    return;
-  }
+DROPCYCLE_CLONES
+void convert_differing(const void* from, DType from_type, void* to, DType to_type, std::int64_t count) {
   switch (from_type) {
     case DType::f64:
       return convert_from<double>(from, to, to_type, count);
@@ -69,6 +71,13 @@ void convert(const void* from, DType from_type, void* to, DType to_type, std::in
       break;
   }
   fail(Status::internal, "integers can't be converted to floating-point numbers");
+}
+
+}  // namespace
+
+void convert(const void* from, DType from_type, void* to, DType to_type, std::int64_t count) {
+  if (from_type != to_type) return convert_differing(from, from_type, to, to_type, count);
+  std::memcpy(to, from, static_cast<std::size_t>(count * size_bytes(from_type)));
 }
 
 }  // namespace dropcycle

@@ -2,6 +2,10 @@
 #include <algorithm>
 #include <array>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "dropcycle/core/random.hpp"
 #include "normal.hpp"
 
@@ -17,9 +21,9 @@ struct Generator {
   std::uint64_t stream = 0;
 };
 
-// out[i] = standard normal number 4 * counter + i, for i < kValues.
-DROPCYCLE_INLINE void fill_values(const Generator& generator, std::uint64_t counter, double* out) {
-  // 1. Philox on all counters, lane by lane (random.cpp has it for one).
+// Philox on kBlocks counters from `counter` on, lane by lane (random.cpp has it for one): q[i] = u - 1/2 of number
+// 4 * counter + i, exactly.
+DROPCYCLE_INLINE void fill_uniform(const Generator& generator, std::uint64_t counter, double* q) {
   alignas(64) std::uint32_t c[4][kBlocks];
   for (std::size_t i = 0; i < kBlocks; ++i) {
     c[0][i] = static_cast<std::uint32_t>(counter + i);
@@ -42,46 +46,92 @@ DROPCYCLE_INLINE void fill_values(const Generator& generator, std::uint64_t coun
     key0 += 0x9E3779B9;
     key1 += 0xBB67AE85;
   }
-  // 2. u - 1/2, exactly, and the central formula for all.
-  alignas(64) double q[kValues];
   for (std::size_t lane = 0; lane < 4; ++lane) {
     for (std::size_t i = 0; i < kBlocks; ++i) {
       q[4 * i + lane] = (static_cast<std::int32_t>(c[lane][i] ^ 0x80000000U) + 0.5) * 0x1p-32;
     }
   }
-  for (std::size_t i = 0; i < kValues; ++i) out[i] = normal::central(q[i]);
-  // 3. The tails (15 % of all), gathered, finished and put back.
-  alignas(64) double p[kValues + kTailGroup];
-  std::uint32_t place[kValues];
-  std::size_t tails = 0;
-  for (std::size_t i = 0; i < kValues; ++i) {
-    const double magnitude = std::fabs(q[i]);
-    place[tails] = static_cast<std::uint32_t>(i);
-    p[tails] = 0.5 - magnitude;
-    tails += magnitude > normal::kCentral;
+}
+
+// The tails (15 % of all) of q are finished by themselves: p = 1/2 - |q| of each, side by side; how many there are.
+struct PlainTails {
+  DROPCYCLE_INLINE static std::size_t gather(const double* q, double* p) {
+    std::size_t tails = 0;
+    for (std::size_t i = 0; i < kValues; ++i) {
+      const double magnitude = std::fabs(q[i]);
+      p[tails] = 0.5 - magnitude;
+      tails += magnitude > normal::kCentral;
+    }
+    return tails;
   }
+  // And back: out of each is its value in p with the sign of q.
+  DROPCYCLE_INLINE static void put_back(const double* q, const double* p, double* out) {
+    for (std::size_t i = 0; i < kValues; ++i) {
+      const bool tail = std::fabs(q[i]) > normal::kCentral;
+      out[i] = tail ? std::copysign(*p, q[i]) : out[i];
+      p += tail;
+    }
+  }
+};
+
+#if defined(__x86_64__)
+#define DROPCYCLE_AVX512 "avx512f,avx512dq,avx512vl,prefer-vector-width=512"
+// The same by AVX-512's compress and expand, eight at a time.
+struct Avx512Tails {
+  [[gnu::target(DROPCYCLE_AVX512)]] DROPCYCLE_INLINE static __mmask8 tails_of(__m512d magnitude) {
+    return _mm512_cmp_pd_mask(magnitude, _mm512_set1_pd(normal::kCentral), _CMP_GT_OQ);
+  }
+  [[gnu::target(DROPCYCLE_AVX512)]] static std::size_t gather(const double* q, double* p) {
+    std::size_t tails = 0;
+    for (std::size_t i = 0; i < kValues; i += 8) {
+      const __m512d magnitude = _mm512_abs_pd(_mm512_load_pd(q + i));
+      const __mmask8 tail = tails_of(magnitude);
+      _mm512_storeu_pd(p + tails, _mm512_maskz_compress_pd(tail, _mm512_sub_pd(_mm512_set1_pd(0.5), magnitude)));
+      tails += static_cast<std::size_t>(__builtin_popcount(tail));
+    }
+    return tails;
+  }
+  [[gnu::target(DROPCYCLE_AVX512)]] static void put_back(const double* q, const double* p, double* out) {
+    for (std::size_t i = 0; i < kValues; i += 8) {
+      const __m512d values = _mm512_load_pd(q + i);
+      const __mmask8 tail = tails_of(_mm512_abs_pd(values));
+      const __m512d sign = _mm512_and_pd(values, _mm512_set1_pd(-0.0));
+      const __m512d found = _mm512_maskz_expand_pd(tail, _mm512_loadu_pd(p));
+      _mm512_mask_store_pd(out + i, tail, _mm512_or_pd(found, sign));
+      p += __builtin_popcount(tail);
+    }
+  }
+};
+#endif
+
+// out[i] = standard normal number 4 * counter + i, for i < kValues; out is aligned to 64 bytes.
+template <class Tails>
+DROPCYCLE_INLINE void fill_values(const Generator& generator, std::uint64_t counter, double* out) {
+  alignas(64) double q[kValues];
+  fill_uniform(generator, counter, q);
+  for (std::size_t i = 0; i < kValues; ++i) out[i] = normal::central(q[i]);
+  alignas(64) double p[kValues + kTailGroup];
+  const std::size_t tails = Tails::gather(q, p);
   for (std::size_t i = 0; i < kTailGroup; ++i) p[tails + i] = 0.01;
   for (std::size_t first = 0; first < tails; first += kTailGroup) {
     double* group = p + first;
     for (std::size_t i = 0; i < kTailGroup; ++i) group[i] = normal::tail(group[i]);
   }
-  for (std::size_t i = 0; i < tails; ++i) out[place[i]] = q[place[i]] < 0 ? -p[i] : p[i];
+  Tails::put_back(q, p, out);
 }
 
 using Fill = void (*)(const Generator&, std::uint64_t, double*);
 
 void fill_baseline(const Generator& generator, std::uint64_t counter, double* out) {
-  fill_values(generator, counter, out);
+  fill_values<PlainTails>(generator, counter, out);
 }
 
 #if defined(__x86_64__)
 [[gnu::target("avx2")]] void fill_avx2(const Generator& generator, std::uint64_t counter, double* out) {
-  fill_values(generator, counter, out);
+  fill_values<PlainTails>(generator, counter, out);
 }
-[[gnu::target("avx512f,avx512dq,avx512vl,prefer-vector-width=512")]] void fill_avx512(const Generator& generator,
-                                                                                      std::uint64_t counter,
-                                                                                      double* out) {
-  fill_values(generator, counter, out);
+[[gnu::target(DROPCYCLE_AVX512)]] void fill_avx512(const Generator& generator, std::uint64_t counter, double* out) {
+  fill_values<Avx512Tails>(generator, counter, out);
 }
 #endif
 

@@ -75,9 +75,13 @@ void fill_row(const Recipe& recipe, const W* dense, std::int64_t row, std::int64
     convert(dense, DTypeOf<W>::value, out.data, out.dtype, count);
     return;
   }
+  const auto first = static_cast<std::uint64_t>(row * width + first_column);
+  if (!recipe.added && !recipe.columns) {
+    recipe.stream.fill_normal(out, first, recipe.mean, recipe.standard_deviation);
+    return;
+  }
   draws.resize(static_cast<std::size_t>(count));
-  recipe.stream.fill_normal(Tensor(draws.data(), Shape{count}), static_cast<std::uint64_t>(row * width + first_column),
-                            recipe.mean, recipe.standard_deviation);
+  recipe.stream.fill_normal(Tensor(draws.data(), Shape{count}), first, recipe.mean, recipe.standard_deviation);
   if (recipe.added) {
     for (std::int64_t i = 0; i < count; ++i) draws[static_cast<std::size_t>(i)] += static_cast<double>(dense[i]);
   }
