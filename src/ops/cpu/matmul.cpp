@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cstring>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
 
@@ -40,13 +42,42 @@ struct KeyHash {
   std::size_t operator()(const MatmulKey& key) const {
     std::uint64_t hash = (static_cast<std::uint64_t>(key.product) << 2) | (static_cast<std::uint64_t>(key.in) << 1) |
                          static_cast<std::uint64_t>(key.out);
-    for (const std::int64_t size : {key.m, key.n, key.k, key.a_stride}) {
+    for (const std::int64_t size : {key.m, key.n, key.k, 2 * key.a_stride + (key.one_thread ? 1 : 0)}) {
       hash = (hash ^ static_cast<std::uint64_t>(size)) * 0x9e3779b97f4a7c15ULL;
       hash ^= hash >> 29;
     }
     return static_cast<std::size_t>(hash);
   }
 };
+
+// Rows are cut into pieces of 32, 64, ..., 1024, 1088, ... (sixteen sizes an octave), largest first; what is left of 32
+// is padded, to a power of two where the rows are those of c.
+constexpr std::int64_t kSmallestPiece = 32;
+
+struct Piece {
+  std::int64_t size, rows;  // of the primitive, and how many of them there are
+};
+
+Piece first_piece(Product product, std::int64_t rows) {
+  const auto left = static_cast<std::uint64_t>(rows);
+  if (rows < kSmallestPiece) {
+    return {product == Product::gradient ? kSmallestPiece : static_cast<std::int64_t>(std::bit_ceil(left)), rows};
+  }
+  const std::int64_t grain = std::max(kSmallestPiece, static_cast<std::int64_t>(std::bit_floor(left)) / 16);
+  return {rows / grain * grain, rows / grain * grain};
+}
+
+// What a task's piece needs; a padded one is copied, without the columns of dy that are not the task's.
+MatmulKey key_of(const MatmulTask& task, const Piece& piece) {
+  MatmulKey key = task.key;
+  const bool gradient = key.product == Product::gradient;
+  (gradient ? key.k : key.m) = piece.size;
+  if (gradient && piece.rows < piece.size) key.a_stride = key.m;
+  key.one_thread = true;
+  return key;
+}
+
+std::int64_t padded(std::size_t bytes) { return (static_cast<std::int64_t>(bytes) + 63) / 64 * 64; }
 
 void limit_instructions(InstructionSet set) {
   constexpr std::array<dnnl::cpu_isa, 3> kLimits{dnnl::cpu_isa::sse41, dnnl::cpu_isa::avx2, dnnl::cpu_isa::avx512_core};
@@ -95,7 +126,10 @@ struct Matmul::State {
       sum.append_sum(1.0F);
       attributes.set_post_ops(sum);
     }
+    const int threads = omp_get_max_threads();
+    if (key.one_thread) omp_set_num_threads(1);  // oneDNN plans for as many threads as it finds here
     const auto description = describe(engine, a, b, c, attributes);
+    omp_set_num_threads(threads);
     const auto scratch_description = description.scratchpad_desc();
     Kept made{dnnl::matmul(description), a, b, c, scratch_description, {}};
     made.arguments = arguments(made, nullptr, nullptr, nullptr, nullptr);
@@ -115,14 +149,82 @@ struct Matmul::State {
     return scratch.data();
   }
 
+  void bound_memory() {
+    if (kept.size() >= kMaxPrimitives) kept.clear();
+  }
+
   Kept& primitive(const MatmulKey& key) {
     if (const auto found = kept.find(key); found != kept.end()) return found->second;
-    if (kept.size() >= kMaxPrimitives) kept.clear();
     return kept.emplace(key, create(key)).first->second;
+  }
+
+  // Creates the primitives of all tasks; bytes of memory that a thread needs for any of them.
+  std::int64_t prepare(std::span<const MatmulTask> tasks) {
+    std::int64_t bytes = 0;
+    for (const MatmulTask& task : tasks) {
+      for (std::int64_t rows = task.rows; rows > 0;) {
+        const Piece piece = first_piece(task.key.product, rows);
+        const Kept& made = primitive(key_of(task, piece));
+        const bool gradient = task.key.product == Product::gradient;
+        const std::int64_t copies = padded(made.a.get_size()) + padded((gradient ? made.b : made.c).get_size());
+        bytes = std::max(bytes, padded(made.scratch.get_size()) + (piece.rows < piece.size ? copies : 0));
+        rows -= piece.rows;
+      }
+    }
+    return bytes;
+  }
+
+  void execute(const Kept& made, const void* a, const void* b, void* c, dnnl::stream& on, std::byte* memory) {
+    made.primitive.execute(on, arguments(made, a, b, c, memory));
+    on.wait();
+  }
+
+  // Rows of zeros stand behind those of a, and behind those of the other matrix that has the rows: b of gradient, else
+  // c.
+  void execute_padded(const MatmulTask& task, const Kept& made, const Piece& piece, dnnl::stream& on,
+                      std::byte* memory) {
+    const bool gradient = task.key.product == Product::gradient;
+    const std::int64_t bytes = size(task.key.in);
+    std::byte* const a = memory + padded(made.scratch.get_size());
+    std::byte* const other = a + padded(made.a.get_size());
+    const auto pad = [&piece](const std::byte* from, std::int64_t stride, std::int64_t width, std::byte* to) {
+      for (std::int64_t row = 0; row < piece.rows; ++row) {
+        std::memcpy(to + row * width, from + row * stride, static_cast<std::size_t>(width));
+      }
+      std::memset(to + piece.rows * width, 0, static_cast<std::size_t>((piece.size - piece.rows) * width));
+    };
+    if (gradient) {
+      pad(task.a, task.key.a_stride * bytes, task.key.m * bytes, a);
+      pad(task.b, task.key.n * bytes, task.key.n * bytes, other);
+      return execute(made, a, other, task.c, on, memory);
+    }
+    pad(task.a, task.key.k * bytes, task.key.k * bytes, a);
+    execute(made, a, task.b, other, on, memory);
+    std::memcpy(task.c, other, static_cast<std::size_t>(piece.rows * task.key.n * size(task.key.out)));
+  }
+
+  void run_task(MatmulTask task, dnnl::stream& on, std::byte* memory) {
+    const bool gradient = task.key.product == Product::gradient;
+    const std::int64_t a_row = size(task.key.in) * (gradient ? task.key.a_stride : task.key.k);
+    const std::int64_t b_row = gradient ? size(task.key.in) * task.key.n : 0;
+    const std::int64_t c_row = gradient ? 0 : size(task.key.out) * task.key.n;
+    while (task.rows > 0) {
+      const Piece piece = first_piece(task.key.product, task.rows);
+      const Kept& made = kept.find(key_of(task, piece))->second;
+      if (piece.rows == piece.size) {
+        execute(made, task.a, task.b, task.c, on, memory);
+      } else {
+        execute_padded(task, made, piece, on, memory);
+      }
+      task.a += piece.rows * a_row;
+      task.b += piece.rows * b_row;
+      task.c += piece.rows * c_row;
+      task.rows -= piece.rows;
+    }
   }
 };
 
-Matmul::Matmul(InstructionSet set, bool threads_inside) : threads_inside_(threads_inside) {
+Matmul::Matmul(InstructionSet set) {
   limit_instructions(set);
   state_ = std::make_unique<State>();
 }
@@ -147,10 +249,7 @@ void Matmul::pack(Product product, Type type, std::int64_t outputs, std::int64_t
 }
 
 void Matmul::run(const MatmulKey& key, const void* a, const void* b, void* c) {
-  if (!threads_inside_) {
-    run_blocks(key, a, b, c);
-    return;
-  }
+  state_->bound_memory();
   auto& kept = state_->primitive(key);
   auto& arguments = kept.arguments;
   arguments.at(DNNL_ARG_SRC).set_data_handle(const_cast<void*>(a));
@@ -162,33 +261,16 @@ void Matmul::run(const MatmulKey& key, const void* a, const void* b, void* c) {
   state_->stream.wait();
 }
 
-void Matmul::run_blocks(const MatmulKey& key, const void* a, const void* b, void* c) {
-  constexpr std::int64_t kRows = 128;
-  const bool gradient = key.product == Product::gradient;
-  const std::int64_t blocks = (key.m + kRows - 1) / kRows;
-  MatmulKey whole = key, rest = key;
-  if (gradient) whole.a_stride = rest.a_stride = key.m;
-  whole.m = std::min(kRows, key.m);
-  rest.m = key.m - (blocks - 1) * kRows;
-  state_->primitive(whole);
-  const auto& last = state_->primitive(rest);
-  const auto& first = state_->primitive(whole);  // references stay valid: the map has both
-  const auto bytes =
-      static_cast<std::int64_t>(std::max(first.scratch.get_size(), last.scratch.get_size()) + 63) / 64 * 64;
-  std::byte* scratch = state_->scratch_for(bytes, omp_get_max_threads());
-  const std::int64_t a_step = kRows * size(key.in) * (gradient ? 1 : key.k);
-  const std::int64_t c_step = kRows * size(key.out) * key.n;
-#pragma omp parallel
+void Matmul::run(std::span<const MatmulTask> tasks) {
+  state_->bound_memory();
+  const std::int64_t bytes = state_->prepare(tasks);
+  std::byte* const memory = state_->scratch_for(bytes, omp_get_max_threads());
+#pragma omp parallel if (tasks.size() > 1)
   {
     dnnl::stream stream(state_->engine);
-    std::byte* own = scratch + bytes * omp_get_thread_num();
-#pragma omp for schedule(static)
-    for (std::int64_t block = 0; block < blocks; ++block) {
-      const auto& kept = block + 1 < blocks ? first : last;
-      kept.primitive.execute(stream, state_->arguments(kept, static_cast<const std::byte*>(a) + block * a_step, b,
-                                                       static_cast<std::byte*>(c) + block * c_step, own));
-      stream.wait();
-    }
+    std::byte* const own = memory + bytes * omp_get_thread_num();
+#pragma omp for schedule(dynamic, 1)
+    for (std::size_t i = 0; i < tasks.size(); ++i) state_->run_task(tasks[i], stream, own);
   }
 }
 

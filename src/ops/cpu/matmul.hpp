@@ -1,13 +1,14 @@
 // Matrix products of oneDNN with kept primitives. The only file that knows oneDNN is matmul.cpp.
 //
 // Bits do not depend on the number of threads. With AVX-512 oneDNN keeps every sum on one thread by itself; without it,
-// it would cut sums by the number of threads, so that blocks of rows, cut by sizes alone, run on one thread each.
+// it would cut sums by the number of threads, so that tasks, cut by sizes alone, run on one thread each.
 //
 // Creating a primitive takes about half a millisecond, so primitives are kept, keyed on all that they depend on.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "instruction_set.hpp"
 
@@ -26,12 +27,23 @@ struct MatmulKey {
   Type out = Type::f32;  // of c
   std::int64_t m = 0, n = 0, k = 0;
   std::int64_t a_stride = 0;  // of gradient: elements from row to row of dy; 0 is m
+  bool one_thread = false;
   bool operator==(const MatmulKey&) const = default;
+};
+
+// A product for one thread, over `rows` tokens: m of forward and backward, k of gradient. Any number of them is cut
+// into pieces of a few sizes, so that a bounded number of primitives serves all; what is left over is padded.
+struct MatmulTask {
+  MatmulKey key;  // without the number of tokens
+  const std::byte* a = nullptr;
+  const std::byte* b = nullptr;
+  std::byte* c = nullptr;
+  std::int64_t rows = 0;
 };
 
 class Matmul {
  public:
-  Matmul(InstructionSet set, bool threads_inside);
+  explicit Matmul(InstructionSet set);
   ~Matmul();
   Matmul(const Matmul&) = delete;
   Matmul& operator=(const Matmul&) = delete;
@@ -40,13 +52,13 @@ class Matmul {
   std::int64_t packed_bytes(Product product, Type type, std::int64_t outputs, std::int64_t inputs);
   // Writes w in the layout that oneDNN likes best for `product` (forward or backward).
   void pack(Product product, Type type, std::int64_t outputs, std::int64_t inputs, const void* w, void* packed);
-  // m, n and k are at least 1.
+  // One product, shared out among all threads. m, n and k are at least 1.
   void run(const MatmulKey& key, const void* a, const void* b, void* c);
+  // Tasks that write different memory, each by the next free thread.
+  void run(std::span<const MatmulTask> tasks);
 
  private:
-  void run_blocks(const MatmulKey& key, const void* a, const void* b, void* c);
   struct State;
-  bool threads_inside_;  // oneDNN shares a product out among the threads
   std::unique_ptr<State> state_;
 };
 

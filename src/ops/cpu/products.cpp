@@ -1,8 +1,6 @@
 #include "products.hpp"
 
 #include <algorithm>
-#include <bit>
-#include <cstring>
 
 #include "dropcycle/core/error.hpp"
 
@@ -11,16 +9,8 @@ namespace {
 
 std::int64_t bytes_of(Type type) { return type == Type::bf16 ? 2 : 4; }
 
-// Row counts of experts differ from step to step. So that a bounded number of primitives serves them all, rows are cut
-// into pieces of 32, 64, ..., 1024, 1088, ... (sixteen sizes an octave), largest first, and what is left of 32 is
-// padded.
-constexpr std::int64_t kSmallestPiece = 32;
-
-std::int64_t largest_piece(std::int64_t rows) {
-  const auto octave = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(rows)));
-  const std::int64_t grain = std::max(kSmallestPiece, octave / 16);
-  return rows / grain * grain;
-}
+// Rows of a task of forward and backward, and of a weight's gradient.
+constexpr std::int64_t kTaskRows = 256, kTaskOutputs = 1024;
 
 }  // namespace
 
@@ -31,7 +21,7 @@ Type type_of(const Tensor& tensor) {
 }
 
 Products::Products(InstructionSet set, const Kernels& kernels)
-    : matmul_(set, has_avx512(set)), native_bf16_(multiplies_bf16()), kernels_(kernels) {}
+    : matmul_(set), native_bf16_(multiplies_bf16()), shares_out_(has_avx512(set)), kernels_(kernels) {}
 
 // The tensor's memory in a type that products take: itself, or a copy in f32.
 const void* Products::product_operand(const Tensor& tensor, Workspace& workspace) {
@@ -76,39 +66,20 @@ void Products::multiply(Product product, const Tensor& in, std::span<const std::
                 .k = forward ? sizes.inputs : sizes.outputs};
   const auto* from = static_cast<const std::byte*>(product_operand(in, first_));
   auto* to = static_cast<std::byte*>(widened ? result_.array<float>(rows * key.n) : out.data);
-  for (std::int64_t e = 0; e < sizes.experts; ++e) {
-    const std::int64_t first = offsets[static_cast<std::size_t>(e)];
-    const std::int64_t count = offsets[static_cast<std::size_t>(e) + 1] - first;
-    const auto* rows_in = from + first * key.k * bytes_of(key.in);
-    auto* rows_out = to + first * key.n * bytes_of(key.out);
-    const auto* weight = weights.memory.data() + e * weights.stride_bytes;
-    if (sizes.experts == 1) {
-      matmul_.run(key, rows_in, weight, rows_out);
-    } else {
-      multiply_rows(key, rows_in, weight, rows_out, count);
+  if (sizes.experts == 1 && shares_out_) {
+    matmul_.run(key, from, weights.memory.data(), to);
+  } else {
+    tasks_.clear();
+    for (std::int64_t e = 0; e < sizes.experts; ++e) {
+      const std::int64_t last = offsets[static_cast<std::size_t>(e) + 1];
+      for (std::int64_t row = offsets[static_cast<std::size_t>(e)]; row < last; row += kTaskRows) {
+        tasks_.push_back({key, from + row * key.k * bytes_of(key.in), weights.memory.data() + e * weights.stride_bytes,
+                          to + row * key.n * bytes_of(key.out), std::min(kTaskRows, last - row)});
+      }
     }
+    matmul_.run(tasks_);
   }
   if (widened) kernels_.convert(Type::f32, to, Type::bf16, out.data, rows * key.n);
-}
-
-void Products::multiply_rows(MatmulKey key, const std::byte* in, const void* w, std::byte* out, std::int64_t rows) {
-  const std::int64_t in_bytes = key.k * bytes_of(key.in);
-  const std::int64_t out_bytes = key.n * bytes_of(key.out);
-  while (rows >= kSmallestPiece) {
-    key.m = largest_piece(rows);
-    matmul_.run(key, in, w, out);
-    in += key.m * in_bytes;
-    out += key.m * out_bytes;
-    rows -= key.m;
-  }
-  if (rows == 0) return;
-  key.m = kSmallestPiece;
-  auto* padded = static_cast<std::byte*>(tail_in_.bytes(key.m * in_bytes));
-  auto* result = static_cast<std::byte*>(tail_out_.bytes(key.m * out_bytes));
-  std::memcpy(padded, in, static_cast<std::size_t>(rows * in_bytes));
-  std::memset(padded + rows * in_bytes, 0, static_cast<std::size_t>((key.m - rows) * in_bytes));
-  matmul_.run(key, padded, w, result);
-  std::memcpy(out, result, static_cast<std::size_t>(rows * out_bytes));
 }
 
 void Products::gradient(const Tensor& dy, const Tensor& x, std::span<const std::int64_t> offsets, const Tensor& dw) {
@@ -124,37 +95,23 @@ void Products::gradient(const Tensor& dy, const Tensor& x, std::span<const std::
   const auto* left = static_cast<const std::byte*>(product_operand(dy, first_));
   const auto* right = static_cast<const std::byte*>(product_operand(x, second_));
   auto* sums = dw.as<float>();
-  if (experts == 1) {
+  if (experts == 1 && shares_out_) {
     matmul_.run(key, left, right, sums);
     return;
   }
+  const std::int64_t outputs = key.m, bytes = bytes_of(key.in);
+  key.a_stride = outputs;
+  tasks_.clear();
   for (std::int64_t e = 0; e < experts; ++e) {
     const std::int64_t first = offsets[static_cast<std::size_t>(e)];
     const std::int64_t count = offsets[static_cast<std::size_t>(e) + 1] - first;
-    gradient_rows(key, left + first * key.m * bytes_of(key.in), right + first * key.n * bytes_of(key.in),
-                  sums + e * key.m * key.n, count);
+    for (std::int64_t output = 0; output < outputs && count > 0; output += kTaskOutputs) {
+      key.m = std::min(kTaskOutputs, outputs - output);
+      tasks_.push_back({key, left + (first * outputs + output) * bytes, right + first * key.n * bytes,
+                        reinterpret_cast<std::byte*>(sums + (e * outputs + output) * key.n), count});
+    }
   }
-}
-
-void Products::gradient_rows(MatmulKey key, const std::byte* dy, const std::byte* x, float* dw, std::int64_t rows) {
-  const std::int64_t left_bytes = key.m * bytes_of(key.in);
-  const std::int64_t right_bytes = key.n * bytes_of(key.in);
-  while (rows >= kSmallestPiece) {
-    key.k = largest_piece(rows);
-    matmul_.run(key, dy, x, dw);
-    dy += key.k * left_bytes;
-    x += key.k * right_bytes;
-    rows -= key.k;
-  }
-  if (rows == 0) return;
-  key.k = kSmallestPiece;
-  auto* left = static_cast<std::byte*>(tail_in_.bytes(key.k * left_bytes));
-  auto* right = static_cast<std::byte*>(tail_out_.bytes(key.k * right_bytes));
-  std::memcpy(left, dy, static_cast<std::size_t>(rows * left_bytes));
-  std::memset(left + rows * left_bytes, 0, static_cast<std::size_t>((key.k - rows) * left_bytes));
-  std::memcpy(right, x, static_cast<std::size_t>(rows * right_bytes));
-  std::memset(right + rows * right_bytes, 0, static_cast<std::size_t>((key.k - rows) * right_bytes));
-  matmul_.run(key, left, right, dw);
+  matmul_.run(tasks_);
 }
 
 }  // namespace dropcycle::cpu

@@ -8,6 +8,7 @@
 #include <map>
 #include <span>
 #include <tuple>
+#include <vector>
 
 #include "dropcycle/device/arena.hpp"
 #include "dropcycle/ops/ops.hpp"
@@ -55,15 +56,15 @@ class Products {
     std::int64_t experts, outputs, inputs;
   };
   const Packed& packed(Product product, const Weight& w, const Sizes& sizes);
-  void multiply_rows(MatmulKey key, const std::byte* in, const void* w, std::byte* out, std::int64_t rows);
-  void gradient_rows(MatmulKey key, const std::byte* dy, const std::byte* x, float* dw, std::int64_t rows);
   const void* product_operand(const Tensor& tensor, Workspace& workspace);
 
   Matmul matmul_;
   bool native_bf16_;
+  bool shares_out_;  // oneDNN shares a product out among threads without cutting its sums
   const Kernels& kernels_;
   std::map<std::tuple<const void*, Product, std::int64_t, std::int64_t, std::int64_t>, Packed> packed_;
-  Workspace first_, second_, result_, tail_in_, tail_out_, converted_;
+  Workspace first_, second_, result_, converted_;
+  std::vector<MatmulTask> tasks_;
 };
 
 }  // namespace dropcycle::cpu
