@@ -13,7 +13,7 @@ namespace dropcycle {
 class LmHead {
  public:
   // Rows per block such that a block of logits has at most `block_elements` elements.
-  LmHead(std::int64_t vocab_size, const Groups& groups, std::int64_t block_elements = 16 << 20);
+  LmHead(std::int64_t vocab_size, const Groups& groups, std::int64_t block_elements = 4 << 20);
 
   // n [T_local,H]; losses [T] acc (=), the same on all ranks of tp: 0 where the target is negative.
   void forward(Context& context, const Tensor& w, const Tensor& n, const Tensor& targets, const Tensor& losses) const;

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstring>
 #include <oneapi/dnnl/dnnl.hpp>
+#include <optional>
 #include <unordered_map>
 
 #include "dropcycle/core/error.hpp"
@@ -78,6 +79,25 @@ MatmulKey key_of(const MatmulTask& task, const Piece& piece) {
 }
 
 std::int64_t padded(std::size_t bytes) { return (static_cast<std::int64_t>(bytes) + 63) / 64 * 64; }
+
+// The layout of a matrix [k, n] in our words; nothing where it isn't [n blocks][k blocks][rows][columns][group], or has
+// rows or columns of padding.
+std::optional<BlockedLayout> blocked_layout(const memory::desc& desc, Type type, std::int64_t k, std::int64_t n) {
+  const std::int64_t group = type == Type::bf16 ? 2 : 1;
+#if DNNL_VERSION_MAJOR >= 3
+  const memory::dims sizes = desc.get_inner_blks(), axes = desc.get_inner_idxs(), strides = desc.get_strides();
+#else
+  const auto& blocking = desc.data.format_desc.blocking;
+  const memory::dims sizes(blocking.inner_blks, blocking.inner_blks + blocking.inner_nblks),
+      axes(blocking.inner_idxs, blocking.inner_idxs + blocking.inner_nblks),
+      strides(blocking.strides, blocking.strides + 2);
+#endif
+  const bool grouped = group == 2 && axes == memory::dims{0, 1, 0} && sizes[2] == group;
+  if (!grouped && !(group == 1 && axes == memory::dims{0, 1})) return {};
+  constexpr std::int64_t kRows = BlockedLayout::kRows;
+  if (sizes[0] != kRows || sizes[1] % kRows != 0 || k % (kRows * group) != 0 || n % sizes[1] != 0) return {};
+  return BlockedLayout{sizes[1], group, strides[0], strides[1]};
+}
 
 void limit_instructions(InstructionSet set) {
   constexpr std::array<dnnl::cpu_isa, 3> kLimits{dnnl::cpu_isa::sse41, dnnl::cpu_isa::avx2, dnnl::cpu_isa::avx512_core};
@@ -224,7 +244,7 @@ struct Matmul::State {
   }
 };
 
-Matmul::Matmul(InstructionSet set) {
+Matmul::Matmul(InstructionSet set, const Kernels& kernels) : kernels_(kernels) {
   limit_instructions(set);
   state_ = std::make_unique<State>();
 }
@@ -239,12 +259,15 @@ std::int64_t Matmul::packed_bytes(Product product, Type type, std::int64_t outpu
 
 void Matmul::pack(Product product, Type type, std::int64_t outputs, std::int64_t inputs, const void* w, void* packed) {
   const bool forward = product == Product::forward;
-  const std::int64_t n = forward ? outputs : inputs;
-  const std::int64_t k = forward ? inputs : outputs;
-  const auto plain = matrix(k, n, type, forward ? memory::format_tag::ba : memory::format_tag::ab);
-  memory from(plain, state_->engine, const_cast<void*>(w));
-  memory to(state_->layout(product, type, n, k), state_->engine, packed);
-  dnnl::reorder(from, to).execute(state_->stream, from, to);
+  const std::int64_t n = forward ? outputs : inputs, k = forward ? inputs : outputs;
+  const memory::desc& to = state_->layout(product, type, n, k);
+  if (const auto layout = blocked_layout(to, type, k, n)) {
+    return kernels_.pack(*layout, /*transposed=*/forward, k, n, w, packed);
+  }
+  memory plain(matrix(k, n, type, forward ? memory::format_tag::ba : memory::format_tag::ab), state_->engine,
+               const_cast<void*>(w));
+  memory blocked(to, state_->engine, packed);
+  dnnl::reorder(plain, blocked).execute(state_->stream, plain, blocked);
   state_->stream.wait();
 }
 

@@ -43,7 +43,7 @@ struct MatmulTask {
 
 class Matmul {
  public:
-  explicit Matmul(InstructionSet set);
+  Matmul(InstructionSet set, const Kernels& kernels);
   ~Matmul();
   Matmul(const Matmul&) = delete;
   Matmul& operator=(const Matmul&) = delete;
@@ -59,6 +59,7 @@ class Matmul {
 
  private:
   struct State;
+  const Kernels& kernels_;
   std::unique_ptr<State> state_;
 };
 

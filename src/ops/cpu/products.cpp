@@ -21,7 +21,7 @@ Type type_of(const Tensor& tensor) {
 }
 
 Products::Products(InstructionSet set, const Kernels& kernels)
-    : matmul_(set), native_bf16_(multiplies_bf16()), shares_out_(has_avx512(set)), kernels_(kernels) {}
+    : matmul_(set, kernels), native_bf16_(multiplies_bf16()), shares_out_(has_avx512(set)), kernels_(kernels) {}
 
 // The tensor's memory in a type that products take: itself, or a copy in f32.
 const void* Products::product_operand(const Tensor& tensor, Workspace& workspace) {
@@ -35,14 +35,13 @@ const Products::Packed& Products::packed(Product product, const Weight& w, const
   auto& entry = packed_[{w.tensor.data, product, sizes.experts, sizes.outputs, sizes.inputs}];
   if (entry.memory.size_bytes() > 0 && entry.version == w.version && w.version != 0) return entry;
   const Type type = native_bf16_ ? type_of(w.tensor) : Type::f32;
-  const auto* plain = static_cast<const std::byte*>(product_operand(w.tensor, converted_));
-  const std::int64_t plain_bytes = sizes.outputs * sizes.inputs * bytes_of(type);
   entry.stride_bytes = matmul_.packed_bytes(product, type, sizes.outputs, sizes.inputs);
   if (entry.memory.size_bytes() < entry.stride_bytes * sizes.experts) {
     entry.memory = Buffer(entry.stride_bytes * sizes.experts);
   }
+  const auto* plain = static_cast<const std::byte*>(product_operand(w.tensor, converted_));
   for (std::int64_t e = 0; e < sizes.experts; ++e) {
-    matmul_.pack(product, type, sizes.outputs, sizes.inputs, plain + e * plain_bytes,
+    matmul_.pack(product, type, sizes.outputs, sizes.inputs, plain + e * sizes.outputs * sizes.inputs * bytes_of(type),
                  entry.memory.data() + e * entry.stride_bytes);
   }
   entry.version = w.version;

@@ -36,11 +36,22 @@ struct AttentionArguments {
   void* scratch;  // of the size that attention_scratch gives for the threads that run
 };
 
+// A matrix [k, n] in blocks of (kRows * group) x columns. Element (i, j) lies at element
+//   i / (kRows * group) * k_stride + j / columns * n_stride
+//     + ((i / group % kRows) * columns + j % columns) * group + i % group.
+struct BlockedLayout {
+  static constexpr std::int64_t kRows = 16;
+  std::int64_t columns = 0, group = 0;  // group: 2 of bf16, 1 of float: 4 bytes
+  std::int64_t k_stride = 0, n_stride = 0;
+};
+
 #define DROPCYCLE_KERNELS(KERNEL)                                                                                      \
   KERNEL(convert, (Type from, const void* x, Type to, void* out, std::int64_t n))                                      \
   KERNEL(copy_columns, (Type from, const void* x, std::int64_t x_stride, Type to, void* out, std::int64_t out_stride,  \
                         std::int64_t rows, std::int64_t width))                                                        \
   KERNEL(add, (Type type, const void* a, const void* b, void* y, std::int64_t n))                                      \
+  KERNEL(pack,                                                                                                         \
+         (const BlockedLayout& layout, bool transposed, std::int64_t k, std::int64_t n, const void* w, void* packed))  \
   KERNEL(embedding,                                                                                                    \
          (Type type, const void* w, const std::int32_t* tokens, float* y, std::int64_t rows, std::int64_t width))      \
   KERNEL(embedding_backward,                                                                                           \
