@@ -288,7 +288,8 @@ void Matmul::run(std::span<const MatmulTask> tasks) {
   state_->bound_memory();
   const std::int64_t bytes = state_->prepare(tasks);
   std::byte* const memory = state_->scratch_for(bytes, omp_get_max_threads());
-#pragma omp parallel if (tasks.size() > 1)
+// Always inside a parallel region, even for one task: there oneDNN keeps to the calling thread.
+#pragma omp parallel
   {
     dnnl::stream stream(state_->engine);
     std::byte* const own = memory + bytes * omp_get_thread_num();
