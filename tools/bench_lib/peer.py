@@ -61,8 +61,8 @@ class Trainer:
 def peak_bytes():
     """The peak without the pages of program files, of which PyTorch's CUDA build maps more than its CPU build."""
     with open("/proc/self/status", encoding="ascii") as status:
-        kilobytes = {line.split(":")[0]: line.split()[1] for line in status}
-    return int(kilobytes["VmHWM"]) - int(kilobytes["RssFile"]) << 10
+        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in status if line.endswith(" kB\n")}
+    return kilobytes["VmHWM"] - kilobytes["RssFile"] << 10
 
 
 def forget_peak():
