@@ -69,7 +69,7 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
 
 fs::path find_checkpoint(const fs::path& path) {
   if (fs::exists(path / kManifestName) || is_huggingface(path)) return path;
-  if (!fs::exists(path)) {
+  if (!fs::is_directory(path)) {
     fail(Status::input, "{}: no such folder; expected a checkpoint, a run folder or a Hugging Face folder",
          path.string());
   }

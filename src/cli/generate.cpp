@@ -112,10 +112,10 @@ void add_generate(CLI::App& app) {
   verb->add_option("--tokenizer", options->tokenizer, "Tokenizer: file or folder (default: the run's)");
   verb->add_option("--tokens", options->generate.tokens, "At most so many new tokens")->capture_default_str();
   verb->add_option("--temperature", options->generate.temperature, "0: greedy")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
   verb->add_option("--top-k", options->generate.top_k, "Draw from the k likeliest tokens; 0: all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, 1 << 30))
       ->capture_default_str();
   verb->add_option("--top-p", options->generate.top_p, "Draw from the least set of tokens with this probability")
       ->check(CLI::Range(0.0, 1.0))
