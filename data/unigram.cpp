@@ -99,12 +99,12 @@ std::uint32_t Unigram::find_base(const std::vector<unsigned>& labels) {
 void Unigram::build(const std::vector<Entry>& sorted) {
   units_.resize(1024);
   units_[0].parent = 0;
-  std::vector<Range> todo = {{0, 0, static_cast<std::uint32_t>(sorted.size()), 0}};
+  std::vector<Range> pending = {{0, 0, static_cast<std::uint32_t>(sorted.size()), 0}};
   std::vector<unsigned> labels;
   std::vector<std::uint32_t> begins;
-  while (!todo.empty()) {
-    Range range = todo.back();
-    todo.pop_back();
+  while (!pending.empty()) {
+    Range range = pending.back();
+    pending.pop_back();
     if (range.first < range.last && sorted[range.first].text.size() == range.depth) {
       ends_.resize(std::max<std::size_t>(ends_.size(), range.node + 1));
       ends_[range.node] = {sorted[range.first].id, sorted[range.first].score};
@@ -126,7 +126,7 @@ void Unigram::build(const std::vector<Entry>& sorted) {
     begins.push_back(range.last);
     for (std::size_t c = 0; c < labels.size(); ++c) {
       units_[base + labels[c]].parent = range.node;
-      todo.push_back({base + labels[c], begins[c], begins[c + 1], range.depth + 1});
+      pending.push_back({base + labels[c], begins[c], begins[c + 1], range.depth + 1});
     }
   }
   std::size_t used = units_.size();

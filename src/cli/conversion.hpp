@@ -1,5 +1,5 @@
-// A dense checkpoint turned into an MoE's weights, one parameter in memory at a time: `upcycle` writes them, `verify`
-// compares them.
+// A dense checkpoint turned into an MoE's weights, two parameters in memory at a time: `upcycle` writes them, `verify`
+// compares them, while the next one is made.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,8 @@ std::vector<ParameterSpec> all_parameters(const ModelConfig& model);
 DType stored_dtype(const ParameterSpec& spec, DType dtype);
 
 // Makes the MoE that receipt.dense, .moe, .init and .dtype describe and hands each parameter to `take`(place in
-// `specs`, data), in an order that reads the parent once. Sets receipt.blocks. `parent` may be null for scratch.
+// `specs`, data), on another thread and one after another, in an order that reads the parent once. Sets receipt.blocks.
+// `parent` may be null for scratch.
 void convert_model(Receipt& receipt, Checkpoint* parent, const std::vector<ParameterSpec>& specs,
                    const std::function<void(std::size_t, const Tensor&)>& take);
 

@@ -2,7 +2,7 @@
 import json
 
 from bench_lib.rows import medians, row
-from bench_lib.turns import BUILD, output_of, timed
+from bench_lib.turns import BUILD, output_of
 
 SHAPES = ((4, 8, 1024, 64), (1, 8, 4096, 64))  # B, heads, S, D
 
@@ -17,8 +17,7 @@ def run(options, progress):
         pairs = []
         for turn in range(options.rounds):
             progress.next(f"attention, S = {shape[2]}, turn {turn + 1}")
-            with timed():
-                result = json.loads(output_of([BUILD / "tests" / "bench" / "product_floor", "attention", *shape]))
+            result = json.loads(output_of([BUILD / "tests" / "bench" / "product_floor", "attention", *shape]))
             pairs.append((result["dropcycle_seconds"], result["floor_seconds"]))
         ours, floor = medians(pairs)
         rows.append(row("attention forward + backward, B {} heads {} S {} D {}".format(*shape), "ms", 1e3 * ours,

@@ -7,7 +7,7 @@ import time
 
 from bench_lib.rows import row
 from bench_lib.training import sizes_of
-from bench_lib.turns import BINARY, BenchError, Lines, Program, output_of, timed
+from bench_lib.turns import BINARY, BenchError, Lines, Program, output_of
 
 PEER = pathlib.Path(__file__).resolve().parent / "peer_generate.py"
 SHAPES, DTYPES, TOKENS = ("tiny", "small"), ("bfloat16", "float32"), 128
@@ -19,8 +19,8 @@ def our_seconds(model, times):
     prompts = model / "prompts.txt"
     prompts.write_text(f"{PROMPT}\n" * (times + 1))
     seconds = []
-    with timed(), Lines([BINARY, "generate", model, "--prompts", prompts, "--json", "--temperature", "0", "--tokens",
-                         TOKENS]) as lines:
+    with Lines([BINARY, "generate", model, "--prompts", prompts, "--json", "--temperature", "0", "--tokens",
+                TOKENS]) as lines:
         before = time.perf_counter()
         for line in lines:
             now = time.perf_counter()

@@ -3,7 +3,7 @@ import os
 import re
 
 from bench_lib.rows import medians, row
-from bench_lib.turns import STEP, Program, median_of, output_of, steps_within, timed
+from bench_lib.turns import STEP, Program, median_of, output_of, steps_within
 
 MPI = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
            OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_hwloc_base_binding_policy="none")
@@ -29,8 +29,7 @@ def experts(options, progress):
         seconds.append([])
         for count in EXPERTS:
             progress.next(f"tiny, {count} experts, turn {turn + 1}")
-            with timed():
-                table = output_of([STEP, "tiny", count, "profile"], errors=True, input="4\n")
+            table = output_of([STEP, "tiny", count, "profile"], errors=True, input="4\n")
             seconds[-1].append(token_seconds(table))
     median = medians(seconds)
     return [row(f"tiny, {count} experts, 2 per token: step without optimizer", "ms", 1e3 * mine, "the fastest of them",
@@ -46,7 +45,7 @@ def launch(experts_count, settings, ranks):
 
 
 def turn_of(experts_count, settings, ranks):
-    with timed(), launch(experts_count, settings, ranks) as program:
+    with launch(experts_count, settings, ranks) as program:
         seconds = program.run(1)["seconds"][0]
         return median_of([program.run(steps_within(seconds, 5, 5))])
 

@@ -2,7 +2,7 @@
 import json
 import pathlib
 
-from bench_lib.turns import BUILD, STEP, Program, median_of, output_of, steps_within, timed, worst_memory
+from bench_lib.turns import BUILD, STEP, Program, median_of, output_of, steps_within, worst_memory
 
 PEER = pathlib.Path(__file__).resolve().parent / "peer.py"
 SHAPES = ("tiny", "small", "152m")
@@ -22,10 +22,9 @@ def sizes_of(shape, kind):
 
 
 def our_turn(shape, kind):
-    with timed():
-        with Program([STEP, shape, EXPERTS[kind]]) as ours:
-            first = ours.run(1)
-            return ours.run(steps_within(first["seconds"][0], TURN_SECONDS, MOST_STEPS))
+    with Program([STEP, shape, EXPERTS[kind]]) as ours:
+        first = ours.run(1)
+        return ours.run(steps_within(first["seconds"][0], TURN_SECONDS, MOST_STEPS))
 
 
 def compare(shape, kind, python, variants, rounds, progress):
@@ -39,11 +38,10 @@ def compare(shape, kind, python, variants, rounds, progress):
         with Program([python, PEER, variant, warm_up, json.dumps(sizes)]) as peer:
             steps = steps_within(min(peer.ready["warm_up"]), TURN_SECONDS, MOST_STEPS)
             for turn in range(rounds):
-                with timed():
-                    theirs = peer.run(steps)
-                    if turn + 1 == rounds:
-                        peer.close()  # both need not fit into memory at once
-                    pairs.append((our_turn(shape, kind), theirs))
+                theirs = peer.run(steps)
+                if turn + 1 == rounds:
+                    peer.close()  # both need not fit into memory at once
+                pairs.append((our_turn(shape, kind), theirs))
         own += [ours for ours, _ in pairs]
         peers[variant] = {"tokens_per_second": tokens / median_of([theirs for _, theirs in pairs]),
                           "peak_bytes": worst_memory([theirs for _, theirs in pairs]),
@@ -58,8 +56,7 @@ def compare(shape, kind, python, variants, rounds, progress):
 
 def add_floor(rows, shape, kinds):
     """Measures the product floor of a shape's rows."""
-    with timed():
-        lines = output_of([BUILD / "tests" / "bench" / "product_floor", shape, *[EXPERTS[kind] for kind in kinds]])
+    lines = output_of([BUILD / "tests" / "bench" / "product_floor", shape, *[EXPERTS[kind] for kind in kinds]])
     for kind, line in zip(kinds, lines.splitlines()):
         for row in rows:
             if (row["shape"], row["kind"]) == (shape, kind):

@@ -1,5 +1,4 @@
 """Programs that take turns: each prepares, says so, and then runs as many steps as it is told."""
-import contextlib
 import json
 import pathlib
 import statistics
@@ -29,12 +28,6 @@ def output_of(command, seconds=None, errors=False, **options):
 
 def command_line(command):
     return " ".join(pathlib.Path(word).name if "/" in str(word) else str(word) for word in command)
-
-
-@contextlib.contextmanager
-def timed():
-    """Around everything whose time counts."""
-    yield
 
 
 class Progress:
@@ -99,10 +92,9 @@ class Program(Lines):
         return json.loads(line)
 
     def run(self, steps):
-        with timed():
-            self.process.stdin.write(f"{steps}\n")
-            self.process.stdin.flush()
-            return self.answer()
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return self.answer()
 
     def close(self):
         self.process.stdin.close()

@@ -10,7 +10,7 @@ import time
 
 from bench_lib.llama_folder import Sizes, write_model
 from bench_lib.rows import medians, row
-from bench_lib.turns import BINARY, BenchError, command_line, timed
+from bench_lib.turns import BINARY, BenchError, command_line
 
 SIZES = Sizes(hidden=2048, intermediate=7168, heads=16, kv_heads=8, vocabulary=4096)
 LAYERS, EXPERTS = 4, 8
@@ -20,12 +20,11 @@ COPY = 'cat "$0"/* > /dev/null && cp -r "$1" "$2" && sync "$2"/* "$2"'
 def measured(command):
     """Seconds and peak resident bytes of a command."""
     os.sync()  # what was written before is no part of it
-    with timed():
-        start = time.monotonic()
-        process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.monotonic() - start
+    start = time.monotonic()
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if status:
         raise BenchError(f"{command_line(command)} ended with {process.returncode}")
