@@ -1,17 +1,11 @@
 #include "dropcycle/device/arena.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <new>
 
 namespace dropcycle {
 namespace {
 
-constexpr std::int64_t kAlignment = 64;
-constexpr std::int64_t kHugePage = 2 << 20;
+constexpr std::int64_t kAlignment = 256;  // of the widest loads and of a GPU's products
 constexpr std::int64_t kLeastBlock = 4 << 20;
 
 std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
@@ -20,33 +14,35 @@ std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
 
 }  // namespace
 
-Buffer::Buffer(std::int64_t size_bytes) : size_bytes_(size_bytes) {
-  const std::int64_t alignment = size_bytes >= kHugePage ? kHugePage : kAlignment;
-  const auto rounded = static_cast<std::size_t>(round_up(std::max<std::int64_t>(size_bytes, 1), alignment));
-  void* memory = std::aligned_alloc(static_cast<std::size_t>(alignment), rounded);
-  if (memory == nullptr) throw std::bad_alloc();
-  // Large: pages that were let go come back as zeros when they are first touched, by the threads that compute with
-  // them. One thread would take as long for it as for the rest of a short run's start.
-  const bool pages = alignment == kHugePage && madvise(memory, rounded, MADV_DONTNEED) == 0;
-  if (alignment == kHugePage) madvise(memory, rounded, MADV_HUGEPAGE);
-  if (!pages) std::memset(memory, 0, rounded);
-  memory_.reset(static_cast<std::byte*>(memory));
+Buffer::Buffer(std::int64_t size_bytes, Device& device)
+    : memory_(static_cast<std::byte*>(device.allocate(size_bytes)), DeviceRelease{&device}), size_bytes_(size_bytes) {}
+
+OwnedTensor::OwnedTensor(DType dtype, const Shape& shape, Device& device)
+    : buffer_(shape.elements() * dropcycle::size_bytes(dtype), device), view_(buffer_.data(), dtype, shape) {}
+
+HostCopy::HostCopy(Device& device, const Tensor& x) : view_(x) {
+  if (device.is_host()) return;
+  memory_ = Buffer(x.bytes());
+  view_.data = memory_.data();
+  device.download(view_.data, x.data, x.bytes());
 }
-
-void Buffer::Release::operator()(std::byte* pointer) const { std::free(pointer); }
-
-OwnedTensor::OwnedTensor(DType dtype, const Shape& shape)
-    : buffer_(shape.elements() * dropcycle::size_bytes(dtype)), view_(buffer_.data(), dtype, shape) {}
 
 Tensor Arena::tensor(DType dtype, const Shape& shape) {
   return {allocate(shape.elements() * size_bytes(dtype)), dtype, shape};
+}
+
+Tensor Arena::upload(const Tensor& values) {
+  if (device_.is_host()) return values;
+  const Tensor copy = tensor(values.dtype, values.shape);
+  device_.upload(copy.data, values.data, values.bytes());
+  return copy;
 }
 
 void* Arena::allocate(std::int64_t size_bytes) {
   const std::int64_t size = round_up(std::max<std::int64_t>(size_bytes, 1), kAlignment);
   while (current_ < blocks_.size() && blocks_[current_].used + size > blocks_[current_].memory.size_bytes()) ++current_;
   if (current_ == blocks_.size()) {
-    blocks_.push_back({Buffer(std::max(size, kLeastBlock)), 0});
+    blocks_.push_back({Buffer(std::max(size, kLeastBlock), device_), 0});
     ++system_allocations_;
   }
   Block& block = blocks_[current_];
@@ -61,7 +57,7 @@ void Arena::reset() {
     std::int64_t total = 0;
     for (const Block& block : blocks_) total += block.memory.size_bytes();
     blocks_.clear();
-    blocks_.push_back({Buffer(total), 0});
+    blocks_.push_back({Buffer(total, device_), 0});
     ++system_allocations_;
   }
   for (Block& block : blocks_) block.used = 0;

@@ -17,7 +17,8 @@ namespace {
 std::unique_ptr<Ops> make_plain_ops(std::string_view backend, const OpsOptions& options) {
   if (backend == "reference") return make_reference_ops();
   if (backend == "cpu") return make_cpu_ops(options);
-  fail(Status::usage, "device.backend: '{}' is unknown: expected cpu or reference", backend);
+  if (backend == "cuda") return make_cuda_ops(options);
+  fail(Status::usage, "device.backend: '{}' is unknown: expected cpu, cuda or reference", backend);
 }
 
 }  // namespace

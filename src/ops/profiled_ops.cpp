@@ -9,6 +9,7 @@ class ProfiledOps final : public Ops {
  public:
   explicit ProfiledOps(std::unique_ptr<Ops> inner) : inner_(std::move(inner)) {}
   std::string_view name() const override { return inner_->name(); }
+  Device& device() const override { return inner_->device(); }
   void linear(const Tensor& x, const Weight& w, const Tensor& y) override {
     const Span span(SpanKind::operation, "linear");
     inner_->linear(x, w, y);

@@ -7,22 +7,25 @@
 #include <vector>
 
 #include "dropcycle/core/tensor.hpp"
+#include "dropcycle/device/device.hpp"
 
 namespace dropcycle {
 
-// Owned memory, aligned to 2 MiB pages where large (transparent huge pages are asked for), zeroed at birth.
+struct DeviceRelease {
+  Device* device = nullptr;
+  void operator()(std::byte* memory) const { device->release(memory); }
+};
+
+// Owned memory of a device, zeroed at birth. The device outlives it.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::int64_t size_bytes);
+  explicit Buffer(std::int64_t size_bytes, Device& device = host_device());
   std::byte* data() const { return memory_.get(); }
   std::int64_t size_bytes() const { return size_bytes_; }
 
  private:
-  struct Release {
-    void operator()(std::byte* pointer) const;
-  };
-  std::unique_ptr<std::byte[], Release> memory_;
+  std::unique_ptr<std::byte[], DeviceRelease> memory_;
   std::int64_t size_bytes_ = 0;
 };
 
@@ -30,7 +33,7 @@ class Buffer {
 class OwnedTensor {
  public:
   OwnedTensor() = default;
-  OwnedTensor(DType dtype, const Shape& shape);
+  OwnedTensor(DType dtype, const Shape& shape, Device& device = host_device());
   const Tensor& view() const { return view_; }
   operator const Tensor&() const { return view_; }
 
@@ -43,11 +46,14 @@ class OwnedTensor {
 // repeated step allocates nothing. Contents of fresh tensors are unspecified.
 class Arena {
  public:
-  Arena() = default;
+  explicit Arena(Device& device = host_device()) : device_(device) {}
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
+  Device& device() const { return device_; }
   Tensor tensor(DType dtype, const Shape& shape);
+  // The host's values, or their copy in this arena's memory where the device has its own; `values` outlives the use.
+  Tensor upload(const Tensor& values);
   void* allocate(std::int64_t size_bytes);
   template <class T>
   T* array(std::int64_t count) {
@@ -66,10 +72,23 @@ class Arena {
     Buffer memory;
     std::int64_t used = 0;
   };
+  Device& device_;
   std::vector<Block> blocks_;
   std::size_t current_ = 0;
   std::int64_t peak_bytes_ = 0;
   std::int64_t system_allocations_ = 0;
+};
+
+// What a device's tensor holds, for the host to read: the tensor itself where the host may read it, else a copy.
+class HostCopy {
+ public:
+  HostCopy(Device& device, const Tensor& x);
+  const Tensor& view() const { return view_; }
+  operator const Tensor&() const { return view_; }
+
+ private:
+  Buffer memory_;
+  Tensor view_;
 };
 
 // Gives back at the end of the scope what was taken from the arena inside it.

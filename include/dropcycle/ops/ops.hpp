@@ -1,5 +1,5 @@
-// Ops: the table of tensor operations, chosen once at start-up (`reference`, `cpu`), so that one binary compares
-// backends. All tensors are contiguous and row-major.
+// Ops: the table of tensor operations, chosen once at start-up (`reference`, `cpu`, `cuda`), so that one binary
+// compares backends. All tensors are contiguous and row-major.
 //
 // Types. "compute" is the type of weights and activations: f64, f32 or bf16. "acc" is accumulator_of(compute): f64
 // for f64, else f32. Products take compute and accumulate in acc; statistics, gradients of parameters, losses and
@@ -17,6 +17,7 @@
 
 #include "dropcycle/core/random.hpp"
 #include "dropcycle/core/tensor.hpp"
+#include "dropcycle/device/device.hpp"
 
 namespace dropcycle {
 
@@ -82,6 +83,8 @@ class Ops {
  public:
   virtual ~Ops() = default;
   virtual std::string_view name() const = 0;
+  // Where all tensors live.
+  virtual Device& device() const { return host_device(); }
 
   // ---- Matrix products. Weights are [O, I], as in a checkpoint.
   // y[T,O] = x[T,I] wᵀ.  y is compute or acc.
@@ -207,11 +210,13 @@ class Ops {
 };
 
 struct OpsOptions {
-  int threads = 0;  // 0: as many as the process may run on
+  int threads = 0;     // cpu. 0: as many as the process may run on
+  int local_rank = 0;  // cuda: the GPU's number on this node
 };
 
 // backend: "reference" (plain loops; f64 and f32, and bf16 with f32 sums) or "cpu" (oneDNN and vectorised kernels;
-// f32 and bf16). Throws Error{usage} for another name. While a profile is active in this thread
+// f32 and bf16) or "cuda" (cuBLASLt, cuDNN and own kernels; f32 and bf16). Throws Error{usage} for another name, and
+// where there is no such device. While a profile is active in this thread
 // (core/profile.hpp), every operation of the backend is a span of it. With DROPCYCLE_ISA=baseline|avx2|avx512|native
 // (the default) the cpu backend keeps to these instructions.
 std::unique_ptr<Ops> make_ops(std::string_view backend, const OpsOptions& options = {});
