@@ -7,12 +7,14 @@
 #include "dropcycle/core/digest.hpp"
 #include "dropcycle/parallel/communicator.hpp"
 #include "mpi_communicator.hpp"
+#include "nccl.hpp"
 
 namespace dropcycle {
 
 struct Groups::State {
   Topology topology;
   Coordinates coordinates;
+  std::unique_ptr<NcclWorld> nccl;  // dies after the communicators that were split from it
   std::array<std::unique_ptr<Communicator>, kGroupKinds.size()> communicators;
 };
 
@@ -27,17 +29,17 @@ Communicator& Groups::operator[](GroupKind kind) const {
   return *state_->communicators[static_cast<std::size_t>(kind)];
 }
 
-Groups Groups::single() {
+Groups Groups::single(Device& device) {
   const Topology topology({}, 1);
-  auto state = std::make_unique<State>(State{topology, topology.coordinates(0), {}});
+  auto state = std::make_unique<State>(State{topology, topology.coordinates(0), {}, {}});
   for (const GroupKind kind : kGroupKinds) {
-    state->communicators[static_cast<std::size_t>(kind)] = local_communicator(name(kind));
+    state->communicators[static_cast<std::size_t>(kind)] = local_communicator(name(kind), device);
   }
   return Groups(std::move(state));
 }
 
 Groups Groups::planned(const Topology& topology, int rank) {
-  auto state = std::make_unique<State>(State{topology, topology.coordinates(rank), {}});
+  auto state = std::make_unique<State>(State{topology, topology.coordinates(rank), {}, {}});
   for (const GroupKind kind : kGroupKinds) {
     const std::vector<int> members = topology.members(kind, rank);
     const auto place = std::ranges::find(members, rank) - members.begin();
@@ -53,23 +55,26 @@ PerGroupKind<Traffic> Groups::traffic() const {
   return all;
 }
 
-Groups Groups::over_mpi(const Topology& topology) {
+Groups Groups::over_mpi(const Topology& topology, Device& device) {
   int rank = 0, size = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   require(size == topology.world_size(), "a topology of {} ranks on {}", topology.world_size(), size);
-  auto state = std::make_unique<State>(State{topology, topology.coordinates(rank), {}});
+  auto state = std::make_unique<State>(State{topology, topology.coordinates(rank), {}, {}});
   for (const GroupKind kind : kGroupKinds) {
     auto& communicator = state->communicators[static_cast<std::size_t>(kind)];
     if (topology.group_size(kind) == 1) {
-      communicator = local_communicator(name(kind));
+      communicator = local_communicator(name(kind), device);
       continue;
     }
     // Groups of one kind don't overlap: the lowest member tells them apart.
+    const int color = topology.members(kind, rank).front();
     MPI_Comm comm = MPI_COMM_NULL;
-    check_mpi(MPI_Comm_split(MPI_COMM_WORLD, topology.members(kind, rank).front(), rank, &comm), "world", rank,
-              "creation of groups");
+    check_mpi(MPI_Comm_split(MPI_COMM_WORLD, color, rank, &comm), "world", rank, "creation of groups");
     communicator = mpi_communicator(name(kind), CommHandle(comm));
+    if (device.is_host()) continue;
+    if (kind == GroupKind::world) state->nccl = nccl_world(*communicator, device);
+    communicator = state->nccl->split(std::move(communicator), color, kind == GroupKind::pp);
   }
   return Groups(std::move(state));
 }

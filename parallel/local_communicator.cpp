@@ -13,7 +13,7 @@ class Done final : public Request {
 
 class LocalCommunicator final : public Communicator {
  public:
-  explicit LocalCommunicator(std::string_view group) : name_(group) {}
+  LocalCommunicator(std::string_view group, Device& device) : name_(group), device_(device) {}
   int rank() const override { return 0; }
   int size() const override { return 1; }
   const std::string& name() const override { return name_; }
@@ -23,7 +23,7 @@ class LocalCommunicator final : public Communicator {
   std::unique_ptr<Request> start_reduce_scatter(const Tensor&) override { return std::make_unique<Done>(); }
   std::unique_ptr<Request> start_all_gather(const Tensor&) override { return std::make_unique<Done>(); }
   std::unique_ptr<Request> start_all_reduce(const Tensor&) override { return std::make_unique<Done>(); }
-  void all_reduce_max(const Tensor&) override {}
+  void greatest(std::span<double>) override {}
   void all_gather(const Tensor& x, const Tensor& out) override { copy(x, out); }
   void reduce_scatter(const Tensor& x, const Tensor& out) override { copy(x, out); }
   void all_gather(const Tensor& x, std::span<const std::int64_t>, const Tensor& out) override { copy(x, out); }
@@ -46,6 +46,10 @@ class LocalCommunicator final : public Communicator {
   }
   std::unique_ptr<Request> start_send(const Tensor&, int to, Channel) override { no_peer("start_send", to); }
   std::unique_ptr<Request> start_receive(const Tensor&, int from, Channel) override { no_peer("start_receive", from); }
+  std::unique_ptr<Request> start_send(std::span<const double>, int to, Channel) override { no_peer("start_send", to); }
+  std::unique_ptr<Request> start_receive(std::span<double>, int from, Channel) override {
+    no_peer("start_receive", from);
+  }
   void broadcast(void*, std::int64_t, int root) override { require(root == 0, "group {}: root {}", name_, root); }
   std::vector<std::string> all_gather_text(const std::string& text) override { return {text}; }
   void barrier() override {}
@@ -57,16 +61,17 @@ class LocalCommunicator final : public Communicator {
   void copy(const Tensor& x, const Tensor& out) const {
     require(x.dtype == out.dtype && x.elements() == out.elements(), "group {}: {} {} into {} {}", name_,
             dropcycle::name(x.dtype), to_string(x.shape), dropcycle::name(out.dtype), to_string(out.shape));
-    if (x.data != out.data && x.bytes() != 0) std::memmove(out.data, x.data, static_cast<std::size_t>(x.bytes()));
+    if (x.data != out.data && x.bytes() != 0) device_.copy(out.data, x.data, x.bytes());
   }
 
   std::string name_;
+  Device& device_;
 };
 
 }  // namespace
 
-std::unique_ptr<Communicator> local_communicator(std::string_view group) {
-  return std::make_unique<LocalCommunicator>(group);
+std::unique_ptr<Communicator> local_communicator(std::string_view group, Device& device) {
+  return std::make_unique<LocalCommunicator>(group, device);
 }
 
 }  // namespace dropcycle

@@ -13,6 +13,7 @@ namespace dropcycle {
 namespace {
 
 constexpr std::int64_t kMaxCount = std::numeric_limits<int>::max();
+constexpr int kChannels = 2;  // tags of messages: tensors by channel, then numbers by channel
 constexpr std::int64_t kChunkElements = std::int64_t{1} << 28;  // of a collective or message cut into several calls
 
 MPI_Datatype summable_type(DType dtype) {
@@ -104,7 +105,9 @@ class MpiCommunicator final : public Communicator {
   void sum(std::span<double> values) override {
     reduce(Tensor(values.data(), Shape{std::ssize(values)}), MPI_SUM, "sum");
   }
-  void all_reduce_max(const Tensor& x) override { reduce(x, MPI_MAX, "all_reduce_max"); }
+  void greatest(std::span<double> values) override {
+    reduce(Tensor(values.data(), Shape{std::ssize(values)}), MPI_MAX, "greatest");
+  }
 
   std::unique_ptr<Request> start_reduce_scatter(const Tensor& x) override {
     count(Collective::reduce_scatter, x.bytes());
@@ -223,26 +226,18 @@ class MpiCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Request> start_send(const Tensor& x, int to, Channel channel) override {
-    const Span span(SpanKind::communication, "start_send");
-    count(Collective::send, x.bytes());
-    auto request = message("wait for send", to);
-    for_each_chunk(x.bytes(), [&](std::int64_t first, int count) {
-      check(MPI_Isend(static_cast<std::byte*>(x.data) + first, count, MPI_BYTE, to, static_cast<int>(channel),
-                      comm_.get(), request->add()),
-            "start_send");
-    });
-    return request;
+    return send(x.data, x.bytes(), to, static_cast<int>(channel));
   }
-
   std::unique_ptr<Request> start_receive(const Tensor& out, int from, Channel channel) override {
-    const Span span(SpanKind::communication, "start_receive");
-    auto request = message("wait for receive", from);
-    for_each_chunk(out.bytes(), [&](std::int64_t first, int count) {
-      check(MPI_Irecv(static_cast<std::byte*>(out.data) + first, count, MPI_BYTE, from, static_cast<int>(channel),
-                      comm_.get(), request->add()),
-            "start_receive");
-    });
-    return request;
+    return receive(out.data, out.bytes(), from, static_cast<int>(channel));
+  }
+  std::unique_ptr<Request> start_send(std::span<const double> values, int to, Channel channel) override {
+    return send(values.data(), static_cast<std::int64_t>(values.size_bytes()), to,
+                kChannels + static_cast<int>(channel));
+  }
+  std::unique_ptr<Request> start_receive(std::span<double> out, int from, Channel channel) override {
+    return receive(out.data(), static_cast<std::int64_t>(out.size_bytes()), from,
+                   kChannels + static_cast<int>(channel));
   }
 
   void broadcast(void* data, std::int64_t size_bytes, int root) override {
@@ -281,6 +276,28 @@ class MpiCommunicator final : public Communicator {
   };
 
   void check(int code, const char* call) const { check_mpi(code, name_, rank_, call); }
+
+  std::unique_ptr<Request> send(const void* data, std::int64_t bytes, int to, int tag) {
+    const Span span(SpanKind::communication, "start_send");
+    count(Collective::send, bytes);
+    auto request = message("wait for send", to);
+    for_each_chunk(bytes, [&](std::int64_t first, int count) {
+      check(
+          MPI_Isend(static_cast<const std::byte*>(data) + first, count, MPI_BYTE, to, tag, comm_.get(), request->add()),
+          "start_send");
+    });
+    return request;
+  }
+
+  std::unique_ptr<Request> receive(void* out, std::int64_t bytes, int from, int tag) const {
+    const Span span(SpanKind::communication, "start_receive");
+    auto request = message("wait for receive", from);
+    for_each_chunk(bytes, [&](std::int64_t first, int count) {
+      check(MPI_Irecv(static_cast<std::byte*>(out) + first, count, MPI_BYTE, from, tag, comm_.get(), request->add()),
+            "start_receive");
+    });
+    return request;
+  }
 
   std::unique_ptr<MpiRequest> message(const char* call, int peer) const {
     require(peer >= 0 && peer < size_ && peer != rank_, "group {}: {} between rank {} and {} of {}", name_, call, rank_,
@@ -363,7 +380,7 @@ class MpiCommunicator final : public Communicator {
 
   // Ranks start exchanges in the same order, so that all give one the same number.
   Exchange next_exchange() {
-    constexpr int kNumbers = 1 << 13, kFirstTag = 1 + static_cast<int>(Channel::backward);
+    constexpr int kNumbers = 1 << 13, kFirstTag = 2 * kChannels;
     const int tag = kFirstTag + 2 * (exchanges_++ % kNumbers);
     return {comm_.get(), name_, rank_, size_, tag, spare_};
   }

@@ -15,7 +15,7 @@ class PlannedCommunicator final : public Communicator {
   std::unique_ptr<Request> start_reduce_scatter(const Tensor&) override { refuse(); }
   std::unique_ptr<Request> start_all_gather(const Tensor&) override { refuse(); }
   std::unique_ptr<Request> start_all_reduce(const Tensor&) override { refuse(); }
-  void all_reduce_max(const Tensor&) override { refuse(); }
+  void greatest(std::span<double>) override { refuse(); }
   void all_gather(const Tensor&, const Tensor&) override { refuse(); }
   void reduce_scatter(const Tensor&, const Tensor&) override { refuse(); }
   void all_gather(const Tensor&, std::span<const std::int64_t>, const Tensor&) override { refuse(); }
@@ -30,6 +30,8 @@ class PlannedCommunicator final : public Communicator {
   void all_to_all_counts(std::span<const std::int64_t>, std::span<std::int64_t>) override { refuse(); }
   std::unique_ptr<Request> start_send(const Tensor&, int, Channel) override { refuse(); }
   std::unique_ptr<Request> start_receive(const Tensor&, int, Channel) override { refuse(); }
+  std::unique_ptr<Request> start_send(std::span<const double>, int, Channel) override { refuse(); }
+  std::unique_ptr<Request> start_receive(std::span<double>, int, Channel) override { refuse(); }
   void broadcast(void*, std::int64_t, int) override { refuse(); }
   std::vector<std::string> all_gather_text(const std::string&) override { refuse(); }
   void barrier() override { refuse(); }

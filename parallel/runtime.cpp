@@ -120,9 +120,9 @@ std::string Runtime::prefix() const {
   return size_ == 1 ? "" : fmt::format("rank {} of {} on {}: ", rank_, size_, host_);
 }
 
-Groups Runtime::groups(const Layout& layout) const {
+Groups Runtime::groups(const Layout& layout, Device& device) const {
   const Topology topology(layout, size_);
-  return size_ == 1 ? Groups::single() : Groups::over_mpi(topology);
+  return size_ == 1 ? Groups::single(device) : Groups::over_mpi(topology, device);
 }
 
 void Runtime::abort(Status status, std::string_view message) const {

@@ -137,8 +137,7 @@ std::vector<std::unique_ptr<Request>> Model::send(const Tensor& values, std::vec
   const Channel channel = direction > 0 ? Channel::forward : Channel::backward;
   std::vector<std::unique_ptr<Request>> requests;
   requests.push_back(stages().start_send(values, to, channel));
-  if (!shares.empty())
-    requests.push_back(stages().start_send(Tensor(shares.data(), {std::ssize(shares)}), to, channel));
+  if (!shares.empty()) requests.push_back(stages().start_send(std::span<const double>(shares), to, channel));
   return requests;
 }
 
@@ -147,9 +146,7 @@ void Model::receive(const Tensor& values, std::vector<double>& shares, int direc
   const Channel channel = direction > 0 ? Channel::backward : Channel::forward;
   std::vector<std::unique_ptr<Request>> requests;
   requests.push_back(stages().start_receive(values, from, channel));
-  if (!shares.empty()) {
-    requests.push_back(stages().start_receive(Tensor(shares.data(), {std::ssize(shares)}), from, channel));
-  }
+  if (!shares.empty()) requests.push_back(stages().start_receive(std::span<double>(shares), from, channel));
   wait_for(requests);
 }
 

@@ -7,7 +7,7 @@ namespace {
 
 HeldBytes most(Communicator& ranks, double state, double activations) {
   double bytes[] = {state + activations, state, activations};
-  ranks.all_reduce_max(Tensor(bytes, {std::ssize(bytes)}));
+  ranks.greatest(bytes);
   return {bytes[0], bytes[1], bytes[2]};
 }
 

@@ -23,8 +23,8 @@ StopSignal::~StopSignal() {
 }
 
 bool StopSignal::requested(Communicator& world) const {
-  std::int32_t flag = stop_requested;
-  world.all_reduce_max(Tensor(&flag, {1}));
+  double flag = stop_requested;
+  world.greatest({&flag, 1});
   return flag != 0;
 }
 

@@ -390,11 +390,33 @@ TEST_CASE("messages of a channel are matched in the order in which they were sen
   }
 }
 
+TEST_CASE("numbers of the host travel beside a channel's tensors, both ways at once") {
+  Groups groups = all_ranks();
+  Communicator& group = groups.world();
+  if (group.size() == 1) return;
+  const int to = (group.rank() + 1) % group.size(), from = (group.rank() + group.size() - 1) % group.size();
+  for (const std::int64_t n : {1, 3, 20000}) {
+    const std::vector<double> x = draw(31, group.rank(), n), y = draw(32, group.rank(), n);
+    std::vector<double> ahead(x.size()), back(x.size()), tensor = draw(33, group.rank(), n), arrived(x.size());
+    std::vector<std::unique_ptr<Request>> requests;
+    requests.push_back(group.start_send(std::span(x), to, Channel::forward));
+    requests.push_back(group.start_send(std::span(y), from, Channel::backward));
+    requests.push_back(group.start_send(Tensor(tensor.data(), Shape{n}), to, Channel::forward));
+    requests.push_back(group.start_receive(Tensor(arrived.data(), Shape{n}), from, Channel::forward));
+    requests.push_back(group.start_receive(std::span(back), to, Channel::backward));
+    requests.push_back(group.start_receive(std::span(ahead), from, Channel::forward));
+    for (const auto& request : requests) request->wait();
+    CHECK(ahead == draw(31, from, n));
+    CHECK(back == draw(32, to, n));
+    CHECK(arrived == draw(33, from, n));
+  }
+}
+
 TEST_CASE("maximum, broadcast and texts") {
   Groups groups = all_ranks();
   Communicator& group = groups.world();
   double greatest[] = {static_cast<double>(group.rank()), -static_cast<double>(group.rank())};
-  group.all_reduce_max(Tensor(greatest, Shape{2}));
+  group.greatest(greatest);
   CHECK(greatest[0] == group.size() - 1);
   CHECK(greatest[1] == 0);
 

@@ -1,11 +1,14 @@
-// Collectives. A communicator of one rank is a real object whose collectives do nothing but the local copy.
+// Collectives. A communicator of one rank is a real object whose collectives do nothing but the local copy. Tensors lie
+// in the memory of the groups' device: over MPI the host's, over NCCL a GPU's, where a call or a request's wait()
+// returns as soon as the device's later work is ordered behind the result. Spans are the host's and travel over MPI.
 // Every collective is declared beside its adjoint: all_reduce / identity, all_gather / reduce_scatter,
 // all_to_all / all_to_all with the counts exchanged, send / receive. Sums only; 1/(global tokens) enters once, in the
 // loss.
 //
 // All ranks of a group call the same collectives in the same order, from one thread. A sum has the same bits on all
 // ranks and in every run of the same layout. An MPI failure throws Error{peer} that names group, call and rank. While
-// an exception unwinds, nothing here waits for another rank.
+// an exception unwinds, nothing here waits for another rank. Over NCCL, where sums are said to run in the order of the
+// ranks they run in an order of NCCL's own instead, the same for the same sizes and layout.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +20,7 @@
 #include <vector>
 
 #include "dropcycle/core/tensor.hpp"
+#include "dropcycle/device/device.hpp"
 #include "dropcycle/parallel/topology.hpp"
 #include "dropcycle/parallel/traffic.hpp"
 
@@ -64,8 +68,8 @@ class Communicator {
   virtual std::unique_ptr<Request> start_all_gather(const Tensor& x) = 0;
   // start_reduce_scatter and start_all_gather, one after the other.
   virtual std::unique_ptr<Request> start_all_reduce(const Tensor& x) = 0;
-  // x = greatest over ranks, in place (f64, f32, i32), for control values; unspecified where a rank holds NaN.
-  virtual void all_reduce_max(const Tensor& x) = 0;
+  // values = greatest over ranks, in place; unspecified where a rank holds NaN. Control traffic.
+  virtual void greatest(std::span<double> values) = 0;
   // out [size*N, ...] = the ranks' x [N, ...] one after another. Any type. Adjoint: reduce_scatter.
   virtual void all_gather(const Tensor& x, const Tensor& out) = 0;
   // out [N, ...] = this rank's part of Σ x [size*N, ...] (f64, f32, i32). Adjoint: all_gather.
@@ -86,12 +90,16 @@ class Communicator {
                                                     const Tensor& out, std::span<const std::int64_t> recv) = 0;
   // recv[r*n .. r*n+n) = rank r's send[this rank * n ..): n = send.size() / size values each way; for row counts.
   virtual void all_to_all_counts(std::span<const std::int64_t> send, std::span<std::int64_t> recv) = 0;
-  // x goes to rank `to`, which receives it into a tensor of the same type and size: the n-th message sent on a channel
+  // x goes to rank `to`, which receives it into a tensor of the same type and size: the n-th tensor sent on a channel
   // is the n-th received on it. Any type and size. Neither call waits, so ranks may send to each other at once.
+  // Over NCCL only the pipeline's group has channels: forward to the next rank of its ring, backward to the one before.
   // Adjoint: the gradient goes back, with start_receive where x was sent and start_send where it was received.
   virtual std::unique_ptr<Request> start_send(const Tensor& x, int to, Channel channel) = 0;
   virtual std::unique_ptr<Request> start_receive(const Tensor& out, int from, Channel channel) = 0;
-  // data on every rank = data on `root`. Adjoint: the sum onto the root, which nothing here needs.
+  // The same of a few numbers of the host, which have an order of their own beside the channel's tensors.
+  virtual std::unique_ptr<Request> start_send(std::span<const double> values, int to, Channel channel) = 0;
+  virtual std::unique_ptr<Request> start_receive(std::span<double> out, int from, Channel channel) = 0;
+  // The host's data on every rank = data on `root`. Adjoint: the sum onto the root, which nothing here needs.
   virtual void broadcast(void* data, std::int64_t size_bytes, int root) = 0;
   // Every rank's text, in rank order, on every rank.
   virtual std::vector<std::string> all_gather_text(const std::string& text) = 0;
@@ -111,8 +119,8 @@ class Communicator {
 };
 
 // A group of one: sums are the value itself, gathers and exchanges are copies (none where x and out are the same
-// memory).
-std::unique_ptr<Communicator> local_communicator(std::string_view group);
+// memory). Tensors are the device's.
+std::unique_ptr<Communicator> local_communicator(std::string_view group, Device& device = host_device());
 // See Groups::planned.
 std::unique_ptr<Communicator> planned_communicator(std::string_view group, int rank, int size);
 
@@ -124,9 +132,10 @@ void check_same_everywhere(Communicator& communicator, std::string_view label, c
 class Groups {
  public:
   // A process of one rank, without MPI.
-  static Groups single();
-  // All groups over MPI_COMM_WORLD (MPI is initialised); collective.
-  static Groups over_mpi(const Topology& topology);
+  static Groups single(Device& device = host_device());
+  // All groups over MPI_COMM_WORLD (MPI is initialised); collective. Tensors on a GPU travel over NCCL: one GPU a
+  // process. The device outlives the groups.
+  static Groups over_mpi(const Topology& topology, Device& device = host_device());
   // Groups that know their members and cannot speak to them: what a rank of a layout holds and sends can be asked
   // without starting it. Every collective throws Error{internal}.
   static Groups planned(const Topology& topology, int rank);

@@ -32,7 +32,7 @@ class Runtime {
   // "rank 1 of 4 on node7: ", or nothing for a single process.
   std::string prefix() const;
   // Collective. Throws Error{usage} if the layout doesn't fit the ranks.
-  Groups groups(const Layout& layout) const;
+  Groups groups(const Layout& layout, Device& device = host_device()) const;
   // Ends all ranks with `status` (which isn't ok) after one line on standard error:
   // "dropcycle: error: rank 1 of 4 on node7: <message>". Where several ranks fail alike, one rank of a node speaks.
   [[noreturn]] void abort(Status status, std::string_view message) const;
