@@ -239,7 +239,12 @@ void add_checkpoint(Keys& keys) {
 void add_device(Keys& keys) {
   using C = DeviceConfig;
   keys.insert(keys.end(),
-              {{"device.backend", device<&C::backend>, "", "oneDNN, or plain loops", {}, {"cpu", "reference"}},
+              {{"device.backend",
+                device<&C::backend>,
+                "",
+                "oneDNN; CUDA's libraries; or plain loops",
+                {},
+                {"cpu", "cuda", "reference"}},
                {"device.compute_dtype",
                 device<&C::compute_dtype>,
                 "",

@@ -2,12 +2,16 @@
 
 #include <algorithm>
 
+#include "dropcycle/device/host_mirror.hpp"
+
 namespace dropcycle {
 
 std::unique_ptr<Model> load_model(Checkpoint& checkpoint, Machine& machine) {
   const ModelConfig config = parse_model(checkpoint.info().model);
   auto model = std::make_unique<Model>(config, machine.groups, *machine.ops, machine.compute, machine.pipeline);
-  for (const ShardedTensor& part : model->parameters().sharded_masters()) checkpoint.read("weight", part);
+  HostMirror mirror(machine.ops->device(), model->parameters().sharded_masters());
+  for (const ShardedTensor& part : mirror.parts()) checkpoint.read("weight", part);
+  mirror.upload();
   model->weights_changed();
   return model;
 }

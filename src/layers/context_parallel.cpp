@@ -19,18 +19,18 @@ void for_each_row(std::int64_t batch, std::int64_t whole_sequence, int ranks, F&
 }  // namespace
 
 Tensor rows_of_whole(Arena& arena, std::int64_t batch, std::int64_t whole_sequence, int ranks) {
-  const Tensor index = arena.tensor(DType::i32, {batch * whole_sequence});
+  std::vector<std::int32_t> index(static_cast<std::size_t>(batch * whole_sequence));
   for_each_row(batch, whole_sequence, ranks,
-               [to = index.as<std::int32_t>()](std::int64_t whole, std::int32_t row) { to[whole] = row; });
-  return index;
+               [&](std::int64_t whole, std::int32_t row) { index[static_cast<std::size_t>(whole)] = row; });
+  return upload(arena, index);
 }
 
 Tensor whole_of_rows(Arena& arena, std::int64_t batch, std::int64_t whole_sequence, int ranks) {
-  const Tensor index = arena.tensor(DType::i32, {batch * whole_sequence});
-  for_each_row(batch, whole_sequence, ranks, [to = index.as<std::int32_t>()](std::int64_t whole, std::int32_t row) {
-    to[row] = static_cast<std::int32_t>(whole);
+  std::vector<std::int32_t> index(static_cast<std::size_t>(batch * whole_sequence));
+  for_each_row(batch, whole_sequence, ranks, [&](std::int64_t whole, std::int32_t row) {
+    index[static_cast<std::size_t>(row)] = static_cast<std::int32_t>(whole);
   });
-  return index;
+  return upload(arena, index);
 }
 
 Tensor gather_sequences(Context& c, const Microbatch& batch, const Tensor& x) {
@@ -103,7 +103,7 @@ void sequence_attention_backward(Context& c, const AttentionShape& shape, const 
 std::vector<TokenRun> token_runs(const Microbatch& batch, std::int64_t first, std::int64_t count) {
   if (!batch.places) return {{0, count, batch.first_token + static_cast<std::uint64_t>(first)}};
   std::vector<TokenRun> runs;
-  const auto* places = batch.places.as<std::int32_t>();
+  const auto* places = batch.on_host().places.as<std::int32_t>();
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t row = first + i;
     const auto token =

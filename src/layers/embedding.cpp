@@ -1,7 +1,5 @@
 #include "dropcycle/layers/embedding.hpp"
 
-#include <algorithm>
-
 #include "dropcycle/layers/tensor_parallel.hpp"
 
 namespace dropcycle {
@@ -17,26 +15,26 @@ Part vocabulary_part(std::int64_t vocab_size, const Groups& groups) {
   return part;
 }
 
-Tensor Embedding::local(Context& c, const Tensor& tokens) const {
-  if (c.groups[GroupKind::tp].size() == 1) return tokens;
-  const Tensor result = c.scratch.tensor(DType::i32, tokens.shape);
-  const auto* ids = tokens.as<std::int32_t>();
-  std::transform(ids, ids + tokens.elements(), result.as<std::int32_t>(), [&](std::int32_t id) {
+Tensor Embedding::local(Context& c, const Microbatch& batch) const {
+  if (c.groups[GroupKind::tp].size() == 1) return batch.tokens;
+  const auto* ids = batch.on_host().tokens.as<std::int32_t>();
+  std::vector<std::int32_t> rows(ids, ids + batch.tokens_count());
+  for (std::int32_t& id : rows) {
     const std::int64_t row = id - part_.first;
-    return row >= 0 && row < part_.count ? static_cast<std::int32_t>(row) : -1;
-  });
-  return result;
+    id = row >= 0 && row < part_.count ? static_cast<std::int32_t>(row) : -1;
+  }
+  return upload(c.scratch, rows);
 }
 
-void Embedding::forward(Context& c, const Tensor& w, const Tensor& tokens, const Tensor& y) const {
+void Embedding::forward(Context& c, const Tensor& w, const Microbatch& batch, const Tensor& y) const {
   const ArenaScope scope(c.scratch);
-  const Tensor rows = local(c, tokens);
+  const Tensor rows = local(c, batch);
   scatter_sum(c, y, [&](const Tensor& all) { c.ops.embedding(rows, w, all); });
 }
 
-void Embedding::backward(Context& c, const Tensor& tokens, const Tensor& dy, const Tensor& dw) const {
+void Embedding::backward(Context& c, const Microbatch& batch, const Tensor& dy, const Tensor& dw) const {
   const ArenaScope scope(c.scratch);
-  c.ops.embedding_backward(gather(c, dy), local(c, tokens), dw);
+  c.ops.embedding_backward(gather(c, dy), local(c, batch), dw);
 }
 
 }  // namespace dropcycle

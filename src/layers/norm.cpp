@@ -6,6 +6,22 @@ Recompute parse_recompute(std::string_view text) {
   return text == "full" ? Recompute::full : text == "selective" ? Recompute::selective : Recompute::none;
 }
 
+Tensor upload(Arena& arena, const std::vector<std::int32_t>& values) {
+  const Tensor tensor = arena.tensor(DType::i32, {std::ssize(values)});
+  arena.device().upload(tensor.data, values.data(), tensor.bytes());
+  return tensor;
+}
+
+Microbatch upload(Arena& arena, const Microbatch& batch) {
+  if (arena.device().is_host()) return batch;
+  Microbatch there = batch;
+  for (Tensor* values : {&there.tokens, &there.targets, &there.positions, &there.first_key, &there.places}) {
+    if (*values) *values = arena.upload(*values);
+  }
+  there.host = &batch.on_host();
+  return there;
+}
+
 Tensor norm_forward(Context& context, const Stream& in, const Tensor& w, double epsilon, NormSaved& saved) {
   const Shape shape = in.x.shape;
   saved.sum = in.delta ? context.saved.tensor(context.acc(), shape) : in.x;

@@ -24,8 +24,8 @@ Decoder::Decoder(Model& model, std::int64_t capacity) : model_(model), capacity_
     for (auto l = static_cast<std::size_t>(chunk.first); l < static_cast<std::size_t>(chunk.last); ++l) {
       const Shape shape{capacity + model.groups_[GroupKind::tp].size() - 1,
                         model.attention_[l].kv_heads() * c.head_size};
-      keys_[l] = OwnedTensor(model.compute_, shape);
-      values_[l] = OwnedTensor(model.compute_, shape);
+      keys_[l] = OwnedTensor(model.compute_, shape, model.ops_.device());
+      values_[l] = OwnedTensor(model.compute_, shape, model.ops_.device());
     }
   }
 }
@@ -47,14 +47,15 @@ std::vector<float> Decoder::append(std::span<const std::int32_t> tokens) {
   std::vector<std::int32_t> positions(ids.size());
   std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(length_));
   const Shape shape{std::ssize(ids)};
-  const Microbatch batch{.batch = 1,
-                         .sequence = shape[0],
-                         .tokens = Tensor(ids.data(), shape),
-                         .positions = Tensor(positions.data(), shape)};
+  const Microbatch host{.batch = 1,
+                        .sequence = shape[0],
+                        .tokens = Tensor(ids.data(), shape),
+                        .positions = Tensor(positions.data(), shape)};
   std::vector<float> result(static_cast<std::size_t>(config.vocab_size));
   for (const Chunk& chunk : m.chunks_) {
     Model::Alive& state = m.acquire(0, 0, 1);
     Context c = m.context(state.saved, Recompute::none);
+    const Microbatch batch = upload(c.saved, host);
     Stream stream = m.chunk_input(c, chunk, batch, state, {});
     const Tensor delta = c.saved.tensor(c.acc(), stream.x.shape);
     for (auto l = static_cast<std::size_t>(chunk.first); l < static_cast<std::size_t>(chunk.last); ++l) {
@@ -69,7 +70,9 @@ std::vector<float> Decoder::append(std::span<const std::int32_t> tokens) {
     if (chunk.ends) {
       const Tensor logits = c.saved.tensor(c.acc(), {1, config.vocab_size});
       m.head_.logits(c, m.weights_.head, gather(c, state.normed).rows(news - 1, 1), logits);
-      m.ops_.convert(logits.reshaped({config.vocab_size}), Tensor(result.data(), {config.vocab_size}));
+      const Tensor floats = c.saved.tensor(DType::f32, {config.vocab_size});
+      m.ops_.convert(logits.reshaped({config.vocab_size}), floats);
+      m.ops_.device().download(result.data(), floats.data, floats.bytes());
     }
     m.release(state);
   }

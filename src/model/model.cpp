@@ -107,7 +107,10 @@ Model::Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType co
       chunks_(chunks_of(config, groups, pipeline)),
       embedding_(config.vocab_size, groups),
       head_(config.vocab_size, groups),
-      store_(declare(config, groups, pipeline), compute, replicas(groups), shards) {
+      store_(declare(config, groups, pipeline), compute, replicas(groups), shards, ops.device()),
+      scratch_(ops.device()),
+      recompute_(ops.device()) {
+  for (int i = 0; i < kGradientBuffers; ++i) travelling_.emplace_back(ops.device());
   for (std::int64_t l = 0; l < config.layers; ++l) {
     attention_.emplace_back(config, groups);
     if (config.is_moe()) {

@@ -58,7 +58,7 @@ void for_each_rectangle(const Shape& shape, std::int64_t first, std::int64_t las
 }  // namespace
 
 ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, DType compute, const PerGroup<Replica>& replicas,
-                               const ShardOptions& shards)
+                               const ShardOptions& shards, Device& device)
     : specs_(std::move(specs)), compute_(compute), shards_(shards) {
   FlatLayout layout(specs_);
   ranges_ = std::move(layout.ranges);
@@ -67,7 +67,7 @@ ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, DType compute, 
   }
   for (const GradientGroup group : kGradientGroups) {
     flats_[group].elements = layout.elements[group];
-    allocate(group, replicas[group]);
+    allocate(group, replicas[group], device);
   }
 }
 
@@ -75,7 +75,7 @@ PerGroup<std::int64_t> ParameterStore::elements_of(const std::vector<ParameterSp
   return FlatLayout(specs).elements;
 }
 
-void ParameterStore::allocate(GradientGroup group, const Replica& replica) {
+void ParameterStore::allocate(GradientGroup group, const Replica& replica, Device& device) {
   Flat& flat = flats_[group];
   const DType acc = accumulator_of(compute_), type = group == GradientGroup::replicated ? acc : compute_;
   flat.buckets = cut_into_buckets(flat.elements, offsets(group), size_bytes(acc), shards_.bucket_bytes);
@@ -87,9 +87,9 @@ void ParameterStore::allocate(GradientGroup group, const Replica& replica) {
     at += own.count;
   }
   flat.kept = shards_.optimizer ? flat.owned : std::vector<KeptRange>{{0, flat.elements, 0}};
-  flat.weight = OwnedTensor(type, {flat.elements});
-  flat.gradient = OwnedTensor(acc, {flat.elements});
-  if (type != acc) flat.master = OwnedTensor(acc, {kept_elements(group)});
+  flat.weight = OwnedTensor(type, {flat.elements}, device);
+  flat.gradient = OwnedTensor(acc, {flat.elements}, device);
+  if (type != acc) flat.master = OwnedTensor(acc, {kept_elements(group)}, device);
 }
 
 std::int64_t ParameterStore::kept_elements(GradientGroup group) const {

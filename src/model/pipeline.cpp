@@ -37,14 +37,15 @@ bool is_finite(const Tensor& x) {
   return false;
 }
 
-double sum_of(const Tensor& losses) {
+double sum_of(const HostCopy& copy) {
+  const Tensor& losses = copy.view();
   double sum = 0;
   for (std::int64_t t = 0; t < losses.elements(); ++t) sum += element(losses, t);
   return sum;
 }
 
 std::int64_t predicted_tokens(const Microbatch& batch) {
-  const auto* targets = batch.targets.as<std::int32_t>();
+  const auto* targets = batch.on_host().targets.as<std::int32_t>();
   return std::count_if(targets, targets + batch.tokens_count(), [](std::int32_t target) { return target >= 0; });
 }
 
@@ -83,7 +84,7 @@ Model::Alive& Model::acquire(std::int64_t microbatch, int chunk, std::int64_t pr
   if (free == alive_.end()) {
     require(std::ssize(alive_) < promised, "microbatch {} would be one too many alive at once: schedule {} promises {}",
             microbatch, name(pipeline_.schedule), promised);
-    alive_.push_back(std::make_unique<Alive>());
+    alive_.push_back(std::make_unique<Alive>(ops_.device()));
     free = alive_.end() - 1;
   }
   Alive& state = **free;
@@ -163,7 +164,7 @@ Stream Model::chunk_input(Context& c, const Chunk& chunk, const Microbatch& batc
   const Stream in{c.saved.tensor(c.acc(), {local_rows(batch), config_.hidden_size}), {}};
   if (chunk.begins) {
     wait_for_weights("embedding");
-    embedding_.forward(c, weights_.embedding, batch.tokens, in.x);
+    embedding_.forward(c, weights_.embedding, batch, in.x);
     if (look) look("embedding", in.x);
   } else {
     receive(in.x, state.routing.shares, -1);
@@ -183,8 +184,9 @@ void Model::chunk_output(Context& c, const Chunk& chunk, const Stream& out, Aliv
   state.sent = send(state.output, state.routing.shares, +1);
 }
 
-void Model::chunk_forward(Context& c, const Chunk& chunk, const Microbatch& batch, const RouterTraining& training,
+void Model::chunk_forward(Context& c, const Chunk& chunk, const Microbatch& host_batch, const RouterTraining& training,
                           Alive& state, const Look& look) {
+  const Microbatch& batch = state.batch = upload(c.saved, host_batch);
   // 1. The embedding, or what the stage before sends.
   const Stream in = chunk_input(c, chunk, batch, state, look);
   if (look && !chunk.begins) look("", in.x);  // the stage before has named it
@@ -199,8 +201,9 @@ void Model::chunk_forward(Context& c, const Chunk& chunk, const Microbatch& batc
   chunk_output(c, chunk, out, state, look);
 }
 
-void Model::chunk_backward(Context& c, const Chunk& chunk, const Microbatch& batch, const MicrobatchTraining& training,
-                           Alive& state, MicrobatchLosses& sums, const GradientsReady& ready) {
+void Model::chunk_backward(Context& c, const Chunk& chunk, const MicrobatchTraining& training, Alive& state,
+                           MicrobatchLosses& sums, const GradientsReady& ready) {
+  const Microbatch& batch = state.batch;
   std::optional<Span> span(std::in_place, SpanKind::phase, chunk.ends ? "head and loss" : "backward");
   wait_for(state.sent);  // received long ago, or this backward could not begin
   const Shape shape{local_rows(batch), config_.hidden_size};
@@ -214,7 +217,7 @@ void Model::chunk_backward(Context& c, const Chunk& chunk, const Microbatch& bat
     ops_.rms_norm_backward(dnormed, state.sum, weights_.final_norm, state.inv_rms, {}, g, gradients_.final_norm);
     report_ready("final_norm", ready);
     if (!config_.tie_embeddings) report_ready("head", ready);
-    sums.language += sum_of(losses);
+    sums.language += sum_of({ops_.device(), losses});
   } else {
     receive(g, state.routing.shares, +1);
   }
@@ -230,7 +233,7 @@ void Model::chunk_backward(Context& c, const Chunk& chunk, const Microbatch& bat
   }
   // 1. The embedding, or back to the stage before.
   if (chunk.begins) {
-    embedding_.backward(c, batch.tokens, g, gradients_.embedding);
+    embedding_.backward(c, batch, g, gradients_.embedding);
     if (!shares_embedding()) report_ready("embedding", ready);
   } else {
     travelling->shares = state.routing.shares;
@@ -266,7 +269,7 @@ MicrobatchLosses Model::forward_backward(std::span<const Microbatch> batches, co
       const Span span(SpanKind::phase, "forward");
       chunk_forward(c, chunk, batch, training.router, state);
     } else {
-      chunk_backward(c, chunk, batch, training, state, sums, last ? ready : GradientsReady());
+      chunk_backward(c, chunk, training, state, sums, last ? ready : GradientsReady());
       release(state);
     }
   }
@@ -294,9 +297,10 @@ MicrobatchLosses Model::evaluate(const Microbatch& batch, const Tensor& losses) 
   sums.tokens = predicted_tokens(batch);
   forward_only(batch, [&](Context& c, const Chunk& chunk, const Alive& state) {
     if (chunk.ends) {
-      const Tensor out = losses ? losses : c.saved.tensor(c.acc(), {batch.tokens_count()});
-      head_.forward(c, weights_.head, state.normed, batch.targets, out);
-      sums.language += sum_of(out);
+      const Tensor found = c.saved.tensor(c.acc(), {batch.tokens_count()});
+      head_.forward(c, weights_.head, state.normed, state.batch.targets, found);
+      if (losses) ops_.device().download(losses.data, found.data, losses.bytes());
+      sums.language += sum_of({ops_.device(), found});
     }
     if (config_.is_moe()) sums.routing += state.routing;
   });
@@ -305,7 +309,10 @@ MicrobatchLosses Model::evaluate(const Microbatch& batch, const Tensor& losses) 
 
 void Model::logits(const Microbatch& batch, const Tensor& logits) {
   forward_only(batch, [&](Context& c, const Chunk& chunk, const Alive& state) {
-    if (chunk.ends) head_.logits(c, weights_.head, gather(c, state.normed), logits);
+    if (!chunk.ends) return;
+    const Tensor found = c.saved.tensor(logits.dtype, logits.shape);
+    head_.logits(c, weights_.head, gather(c, state.normed), found);
+    ops_.device().download(logits.data, found.data, found.bytes());
   });
 }
 
@@ -314,7 +321,7 @@ std::string Model::first_non_finite(const Microbatch& batch) {
   bool seen = false;
   // Attention mixes the rows of the ranks that share the sequences: the first of them to see it names the place.
   const Look look = [&](const std::string& place, const Tensor& x) {
-    double bad = is_finite(x) ? 0 : 1;
+    double bad = is_finite(HostCopy(ops_.device(), x)) ? 0 : 1;
     if (bad > 0 && !seen) found = place;
     groups_[GroupKind::sequence].sum({&bad, 1});
     seen = seen || bad > 0;
@@ -325,7 +332,7 @@ std::string Model::first_non_finite(const Microbatch& batch) {
     chunk_forward(c, chunk, batch, {}, state, look);
     if (chunk.ends) {
       const Tensor losses = c.saved.tensor(c.acc(), {batch.tokens_count()});
-      head_.forward(c, weights_.head, state.normed, batch.targets, losses);
+      head_.forward(c, weights_.head, state.normed, state.batch.targets, losses);
       look("head", losses);
     }
     release(state);

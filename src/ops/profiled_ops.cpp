@@ -123,6 +123,11 @@ class ProfiledOps final : public Ops {
     const Span span(SpanKind::operation, "sum_rows");
     inner_->sum_rows(x, out);
   }
+  void sort_rows(const Tensor& experts, const Tensor& counts, const Tensor& token_of_row,
+                 const Tensor& slots) override {
+    const Span span(SpanKind::operation, "sort_rows");
+    inner_->sort_rows(experts, counts, token_of_row, slots);
+  }
   void gather_rows(const Tensor& x, const Tensor& index, const Tensor& out) override {
     const Span span(SpanKind::operation, "gather_rows");
     inner_->gather_rows(x, index, out);

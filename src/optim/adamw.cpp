@@ -23,7 +23,8 @@ AdamW::AdamW(Model& model, const Groups& groups, const OptimizerConfig& config)
   for (const GradientGroup group : kGradientGroups) {
     const Shape shape{store.kept_elements(group)};
     const DType acc = accumulator_of(store.compute());
-    moments_[group] = {OwnedTensor(acc, shape), OwnedTensor(acc, shape)};
+    Device& device = model.ops().device();
+    moments_[group] = {OwnedTensor(acc, shape, device), OwnedTensor(acc, shape, device)};
     for (std::size_t i = 0; i < store.specs().size(); ++i) {
       if (store.specs()[i].group != group) continue;
       const double decay = decay_of(store.specs()[i].role);

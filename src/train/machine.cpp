@@ -18,7 +18,8 @@ int processors() {
 
 DType compute_dtype(const DeviceConfig& device) {
   if (device.compute_dtype != "auto") return parse_dtype(device.compute_dtype);
-  return device.backend == "cpu" && has_native_bf16() ? DType::bf16 : DType::f32;
+  const bool native = device.backend == "cuda" || (device.backend == "cpu" && has_native_bf16());
+  return native ? DType::bf16 : DType::f32;
 }
 
 }  // namespace
@@ -26,26 +27,30 @@ DType compute_dtype(const DeviceConfig& device) {
 Machine make_machine(const Config& config, const Runtime& runtime) {
   const ParallelConfig& p = config.parallel;
   const PipelineOptions pipeline = pipeline_options(config);
+  const int threads =
+      config.device.threads > 0 ? config.device.threads : std::max(1, processors() / runtime.local_size());
+  std::unique_ptr<Ops> ops = make_ops(config.device.backend, {.threads = threads, .local_rank = runtime.local_rank()});
   Machine machine{runtime.groups(
       {.tp = p.tensor, .cp = p.context, .dp = p.data, .pp = p.pipeline, .etp = p.expert_tensor, .ep = p.expert})};
+  machine.ops = std::move(ops);
   machine.pipeline = pipeline;
   machine.compute = compute_dtype(config.device);
-  machine.threads =
-      config.device.threads > 0 ? config.device.threads : std::max(1, processors() / runtime.local_size());
-  machine.ops = make_ops(config.device.backend, {.threads = machine.threads});
+  machine.threads = threads;
   return machine;
 }
 
 double measure_product_speed(Machine& machine) {
   if (machine.ops->name() == "reference") return 0;
   constexpr std::int64_t rows = 1024, inputs = 512, outputs = 1024;
-  const OwnedTensor x(machine.compute, {rows, inputs}), w(machine.compute, {outputs, inputs}),
-      y(machine.compute, {rows, outputs});
+  Device& device = machine.ops->device();
+  const OwnedTensor x(machine.compute, {rows, inputs}, device), w(machine.compute, {outputs, inputs}, device),
+      y(machine.compute, {rows, outputs}, device);
   double best = 0;
   for (int run = 0; run < 6; ++run) {  // the first ones create and pack
     machine.groups.world().barrier();
     const auto start = std::chrono::steady_clock::now();
     machine.ops->linear(x, {w, 1}, y);
+    device.synchronize();
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     best = std::max(best, 2.0 * rows * inputs * outputs / seconds);
   }

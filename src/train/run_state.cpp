@@ -6,6 +6,7 @@
 
 #include "dropcycle/core/log.hpp"
 #include "dropcycle/data/tokenizer.hpp"
+#include "dropcycle/device/host_mirror.hpp"
 #include "dropcycle/upcycle/upcycle.hpp"
 
 namespace dropcycle {
@@ -39,6 +40,15 @@ std::vector<StateTensors> state_tensors(const Model& model, const AdamW& optimiz
           {"v", parts([&](GradientGroup group) { return optimizer.second_moment(group); })}};
 }
 
+std::vector<HostMirror> mirror_on_host(std::vector<StateTensors>& state, Device& device) {
+  std::vector<HostMirror> mirrors;
+  for (StateTensors& kind : state) {
+    mirrors.emplace_back(device, std::move(kind.tensors));
+    kind.tensors = mirrors.back().parts();
+  }
+  return mirrors;
+}
+
 TextFacts text_facts(const Config& config) {
   nlohmann::ordered_json about = {{"max_position_embeddings", config.data.sequence_length}};
   TextFacts facts;
@@ -67,7 +77,8 @@ CheckpointInfo checkpoint_info(const Config& config, std::int64_t step, const Da
 
 RunPosition resume_run(const Config& config, Model& model, const AdamW& optimizer, const Groups& groups) {
   RunPosition position;
-  const auto state = state_tensors(model, optimizer, groups);
+  auto state = state_tensors(model, optimizer, groups);
+  std::vector<HostMirror> mirrors = mirror_on_host(state, model.ops().device());
   const auto folder = load_newest(config.train.output, rank_group(groups), [&](Checkpoint& checkpoint) {
     if (parse_model(checkpoint.info().model) != config.model) {
       fail(Status::usage, "{}: holds another model than the configuration's [model]: use another train.output",
@@ -81,6 +92,7 @@ RunPosition resume_run(const Config& config, Model& model, const AdamW& optimize
     position.data = DataState::from_json(checkpoint.info().data_position);
   });
   if (!folder) return {};
+  for (HostMirror& mirror : mirrors) mirror.upload();
   position.from = folder->string();
   model.weights_changed();
   return position;
@@ -89,7 +101,8 @@ RunPosition resume_run(const Config& config, Model& model, const AdamW& optimize
 std::string initialise(Model& model, const Config& config) {
   std::string huggingface = "{}";
   ParameterStore& store = model.parameters();
-  const auto parts = store.sharded_gradients();  // there is room for every parameter's whole part
+  HostMirror mirror(model.ops().device(), store.sharded_gradients());  // there is room for every parameter's whole part
+  const auto& parts = mirror.parts();
   if (config.init.method == "scratch") {
     initialise(config.model, config.init, store.specs(), parts);
   } else {
@@ -112,6 +125,7 @@ std::string initialise(Model& model, const Config& config) {
       initialise(config.model, config.init, store.specs(), parts, parent_model, read);
     }
   }
+  mirror.upload();
   store.take_weights_from_gradients(model.ops());
   return huggingface;
 }

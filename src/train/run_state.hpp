@@ -6,6 +6,7 @@
 #include "dropcycle/checkpoint/writer.hpp"
 #include "dropcycle/core/config.hpp"
 #include "dropcycle/data/dataset.hpp"
+#include "dropcycle/device/host_mirror.hpp"
 #include "dropcycle/optim/adamw.hpp"
 
 namespace dropcycle {
@@ -20,6 +21,8 @@ struct RunPosition {
 RankGroup rank_group(const Groups& groups);
 // Weights and both moments, each replica written once.
 std::vector<StateTensors> state_tensors(const Model& model, const AdamW& optimizer, const Groups& groups);
+// Points `state` at host memory for its tensors on `device`, which lives as long as the result.
+std::vector<HostMirror> mirror_on_host(std::vector<StateTensors>& state, Device& device);
 // What checkpoints say of the run's text: data.tokenizer's digest, and what an export needs to know of a model that
 // didn't come from transformers (CheckpointInfo::huggingface).
 struct TextFacts {

@@ -195,7 +195,9 @@ void Run::save(std::int64_t step) {
   if (metrics_) metrics_->sync();
   const std::uint64_t samples =
       dataset_.first_sample() + static_cast<std::uint64_t>((step - position_.step) * config_.train.global_batch);
-  const auto state = state_tensors(model_, optimizer_, machine_.groups);
+  auto state = state_tensors(model_, optimizer_, machine_.groups);
+  std::vector<HostMirror> mirrors = mirror_on_host(state, machine_.ops->device());
+  for (HostMirror& mirror : mirrors) mirror.download();
   SaveResult previous;
   checkpoints_.start(checkpoint_info(config_, step, dataset_.state(samples), text_), state, &previous);
   report(previous);

@@ -193,6 +193,18 @@ TEST_CASE("ties go to the lower expert, and NaN still gives valid indices") {
   for (std::size_t k = 3; k < 6; ++k) CHECK((experts[k] >= 0 && experts[k] < 5));
 }
 
+TEST_CASE("rows sorted by expert keep the order of tokens") {
+  const std::vector<std::int32_t> experts{2, 0, 0, 3, 2, 3, 0, 2};
+  for (const std::string backend : {"reference", "cpu"}) {
+    std::vector<std::int32_t> counts(4, 9), tokens(8), slots(8);
+    make_ops(backend)->sort_rows(Tensor(const_cast<std::int32_t*>(experts.data()), {4, 2}), Tensor(counts.data(), {4}),
+                                 Tensor(tokens.data(), {8}), Tensor(slots.data(), {4, 2}));
+    CHECK(counts == std::vector<std::int32_t>{3, 0, 3, 2});
+    CHECK(tokens == std::vector<std::int32_t>{0, 1, 3, 0, 2, 3, 1, 2});
+    CHECK(slots == std::vector<std::int32_t>{3, 0, 1, 6, 4, 7, 2, 5});
+  }
+}
+
 TEST_CASE("gather, combine and their adjoint") {
   for (const std::int64_t top_k : {1, 2, 3}) {
     check_against_float64("combine", [&](Run& r) {

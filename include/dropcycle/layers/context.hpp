@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "dropcycle/device/arena.hpp"
 #include "dropcycle/ops/ops.hpp"
@@ -12,17 +13,19 @@
 namespace dropcycle {
 
 // One microbatch of B sequences of S tokens, T = B*S rows; under context parallelism (context_parallel.hpp) this rank's
-// parts of each sequence. All i32 [T].
+// parts of each sequence. All i32 [T], on the model's device or (as the data's reader makes them) in the host's memory.
 struct Microbatch {
   std::int64_t batch = 0, sequence = 0;  // B; rows of each sequence on this rank
   std::int64_t whole = 0;                // S; 0: all of them are on this rank
   Tensor tokens;
-  Tensor targets;                 // negative: not predicted
-  Tensor positions;               // rotary positions
-  Tensor first_key;               // first place of the sequence that a token attends to; empty: 0
-  Tensor places;                  // place in the whole sequence; empty: 0, 1, ...
-  std::uint64_t first_token = 0;  // global index of the first token in the run (router jitter)
+  Tensor targets;                    // negative: not predicted
+  Tensor positions;                  // rotary positions
+  Tensor first_key;                  // first place of the sequence that a token attends to; empty: 0
+  Tensor places;                     // place in the whole sequence; empty: 0, 1, ...
+  std::uint64_t first_token = 0;     // global index of the first token in the run (router jitter)
+  const Microbatch* host = nullptr;  // the same in the host's memory; null: this is it
   std::int64_t tokens_count() const { return batch * sequence; }
+  const Microbatch& on_host() const { return host ? *host : *this; }
   std::int64_t whole_sequence() const { return whole > 0 ? whole : sequence; }
 };
 
@@ -31,6 +34,11 @@ enum class Recompute {
   selective,  // norms and SwiGLU products are computed again in backward
   full,       // each layer keeps its input only and runs forward again in backward
 };
+// The microbatch on the arena's device; `batch` outlives it.
+Microbatch upload(Arena& arena, const Microbatch& batch);
+// Host values in the arena's memory.
+Tensor upload(Arena& arena, const std::vector<std::int32_t>& values);
+
 // Of train.recompute.
 Recompute parse_recompute(std::string_view text);
 

@@ -16,14 +16,14 @@ Part vocabulary_part(std::int64_t vocab_size, const Groups& groups);
 class Embedding {
  public:
   Embedding(std::int64_t vocab_size, const Groups& groups) : part_(vocabulary_part(vocab_size, groups)) {}
-  // tokens i32 [T]; y [T_local,H] acc (=).
-  void forward(Context& context, const Tensor& w, const Tensor& tokens, const Tensor& y) const;
+  // y [T_local,H] acc (=).
+  void forward(Context& context, const Tensor& w, const Microbatch& batch, const Tensor& y) const;
   // dy [T_local,H] acc; dw +=.
-  void backward(Context& context, const Tensor& tokens, const Tensor& dy, const Tensor& dw) const;
+  void backward(Context& context, const Microbatch& batch, const Tensor& dy, const Tensor& dw) const;
 
  private:
   // Indices into this rank's rows, -1 for the others' tokens.
-  Tensor local(Context& context, const Tensor& tokens) const;
+  Tensor local(Context& context, const Microbatch& batch) const;
 
   Part part_;
 };

@@ -1,6 +1,7 @@
 // Dense Llama and Mixtral-style MoE language models: embedding, L layers of attention and MLP or MoE, norm, head.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
@@ -115,10 +116,12 @@ class Model {
   };
   // What one chunk keeps of a microbatch from forward to backward.
   struct Alive {
+    explicit Alive(Device& device) : saved(device) {}
     bool in_use = false;
     std::int64_t microbatch = 0;
     int chunk = 0;
     Arena saved;
+    Microbatch batch;                // on the device
     std::vector<LayerSaved> layers;  // [L]
     Tensor output;                   // of the last layer: x + delta, goes to the next stage
     Tensor sum, inv_rms, normed;     // the final norm's
@@ -128,6 +131,7 @@ class Model {
   };
   // A gradient on its way from stage to stage, with the shares of all layers (see RoutingStatistics).
   struct TravellingGradient {
+    explicit TravellingGradient(Device& device) : memory(device) {}
     Arena memory;
     std::vector<double> shares;
     std::vector<std::unique_ptr<Request>> sent;
@@ -174,8 +178,8 @@ class Model {
   void chunk_output(Context& context, const Chunk& chunk, const Stream& out, Alive& state, const Look& look);
   void chunk_forward(Context& context, const Chunk& chunk, const Microbatch& batch, const RouterTraining& training,
                      Alive& state, const Look& look = {});
-  void chunk_backward(Context& context, const Chunk& chunk, const Microbatch& batch, const MicrobatchTraining& training,
-                      Alive& state, MicrobatchLosses& losses, const GradientsReady& ready);
+  void chunk_backward(Context& context, const Chunk& chunk, const MicrobatchTraining& training, Alive& state,
+                      MicrobatchLosses& losses, const GradientsReady& ready);
   MicrobatchLosses no_losses() const;
   // Forward of every chunk of this rank, and finish(context, chunk, state) after each.
   template <class Finish>
@@ -198,7 +202,7 @@ class Model {
   std::vector<ArrivingWeights> arriving_;
   ModelParameters<Tensor> weights_, gradients_;
   std::vector<std::unique_ptr<Alive>> alive_;
-  TravellingGradient travelling_[kGradientBuffers];
+  std::deque<TravellingGradient> travelling_;  // kGradientBuffers
   std::size_t next_gradient_ = 0;
   double most_layer_load_ = 0;
   Arena scratch_, recompute_;

@@ -1,6 +1,6 @@
-// All parameters of one rank in flat arrays, one set per gradient group: weights (compute; acc where norms and routers
-// stand, in `replicated`), gradients (acc) and masters (acc). Where weights are acc they are the masters. The optimizer
-// and the gradient reduction see flat arrays; layers see views.
+// All parameters of one rank in flat arrays on the model's device, one set per gradient group: weights (compute; acc
+// where norms and routers stand, in `replicated`), gradients (acc) and masters (acc). Where weights are acc they are
+// the masters. The optimizer and the gradient reduction see flat arrays; layers see views.
 //
 // Each array is cut into buckets, and each replica of it owns one piece of every bucket (piece_of). With a sharded
 // optimizer (ZeRO-1, Rajbhandari et al., 2020) a rank keeps masters and moments of what it owns, else of everything.
@@ -43,7 +43,7 @@ class ParameterStore {
  public:
   // Lays the parameters out in the order of `specs`; blocks start at multiples of 64 elements.
   ParameterStore(std::vector<ParameterSpec> specs, DType compute, const PerGroup<Replica>& replicas = {},
-                 const ShardOptions& shards = {});
+                 const ShardOptions& shards = {}, Device& device = host_device());
 
   // Elements of the flat arrays that `specs` take.
   static PerGroup<std::int64_t> elements_of(const std::vector<ParameterSpec>& specs);
@@ -102,7 +102,7 @@ class ParameterStore {
     std::vector<Piece> buckets;
     std::vector<KeptRange> owned, kept;
   };
-  void allocate(GradientGroup group, const Replica& replica);
+  void allocate(GradientGroup group, const Replica& replica, Device& device);
   const ParameterSpec& block_start(const std::string& first_name, const Shape& shape, FlatRange& range) const;
   // part(group, kept range, first, last) of every stretch of a parameter that is kept.
   template <class PartOf>

@@ -1,5 +1,5 @@
 // Ops: the table of tensor operations, chosen once at start-up (`reference`, `cpu`, `cuda`), so that one binary
-// compares backends. All tensors are contiguous and row-major.
+// compares backends. All tensors are contiguous and row-major, and live on the backend's device.
 //
 // Types. "compute" is the type of weights and activations: f64, f32 or bf16. "acc" is accumulator_of(compute): f64
 // for f64, else f32. Products take compute and accumulate in acc; statistics, gradients of parameters, losses and
@@ -135,7 +135,8 @@ class Ops {
   // ---- Rotary positions (Su et al., 2021; the half-split pairing (i, i + D/2) of Llama).
   // In place on the first `rotated_heads` heads of each row of x [T, heads*D]: with angle a = positions[t] *
   // inverse_frequencies[i]: (x_i, x_{i+D/2}) -> (x_i cos a - x_{i+D/2} sin a, x_{i+D/2} cos a + x_i sin a).
-  // `direction` +1 rotates (forward), -1 rotates back (backward). positions i32 [T]; inverse_frequencies f64 [D/2].
+  // `direction` +1 rotates (forward), -1 rotates back (backward). positions i32 [T]; inverse_frequencies f64
+  // [D/2], in the host's memory.
   virtual void rope(const Tensor& x, const Tensor& positions, const Tensor& inverse_frequencies, std::int64_t head_size,
                     std::int64_t rotated_heads, int direction) = 0;
 
@@ -174,6 +175,10 @@ class Ops {
   virtual void sum_rows(const Tensor& x, const Tensor& out) = 0;
 
   // ---- Dispatch by permutation.
+  // Pairs (t, k) as rows sorted by experts[t,k] [T,K], then by t and k: counts i32 [E] rows go to each expert, row i is
+  // of token token_of_row[i] i32 [T K], and slots[t,k] i32 [T,K] is the row of (t, k).
+  virtual void sort_rows(const Tensor& experts, const Tensor& counts, const Tensor& token_of_row,
+                         const Tensor& slots) = 0;
   // out[i] = x[index[i]]; index i32 [M].
   virtual void gather_rows(const Tensor& x, const Tensor& index, const Tensor& out) = 0;
   // y[t] = Σ_k weights[t,k] z[slots[t,k]] with fp32 sums in the order of k; weights may be empty (ones).

@@ -8,9 +8,9 @@
 namespace dropcycle {
 namespace {
 
-std::span<std::int64_t> array(Arena& arena, std::int64_t count) {
-  return {arena.array<std::int64_t>(count), static_cast<std::size_t>(count)};
-}
+using Counts = std::vector<std::int64_t>;
+
+Counts zeros(std::int64_t count) { return Counts(static_cast<std::size_t>(count)); }
 
 }  // namespace
 
@@ -24,37 +24,31 @@ Dispatcher::Dispatcher(const ModelConfig& config, const Groups& groups)
 
 DispatchPlan Dispatcher::plan(Context& c, const Tensor& experts) const {
   const std::int64_t tokens = experts.shape[0], chosen = experts.shape[1];
-  const auto* ids = experts.as<std::int32_t>();
   DispatchPlan plan;
   plan.token_of_row = c.saved.tensor(DType::i32, {tokens * chosen});
   plan.slots = c.saved.tensor(DType::i32, {tokens, chosen});
-  // 1. Counting sort by expert.
-  const auto counts = array(c.saved, experts_), next = array(c.saved, experts_);
-  std::fill(counts.begin(), counts.end(), 0);
-  for (std::int64_t i = 0; i < tokens * chosen; ++i) ++counts[static_cast<std::size_t>(ids[i])];
-  std::exclusive_scan(counts.begin(), counts.end(), next.begin(), std::int64_t{0});
-  auto* token_of_row = plan.token_of_row.as<std::int32_t>();
-  auto* slots = plan.slots.as<std::int32_t>();
-  for (std::int64_t i = 0; i < tokens * chosen; ++i) {
-    const std::int64_t row = next[static_cast<std::size_t>(ids[i])]++;
-    token_of_row[row] = static_cast<std::int32_t>(i / chosen);
-    slots[i] = static_cast<std::int32_t>(row);
-  }
+  // 1. Rows by expert.
+  const ArenaScope scope(c.scratch);
+  const Tensor sizes = c.scratch.tensor(DType::i32, {experts_});
+  c.ops.sort_rows(experts, sizes, plan.token_of_row, plan.slots);
+  const HostCopy host_sizes(c.ops.device(), sizes);
+  const auto* size_of = host_sizes.view().as<std::int32_t>();
+  plan.counts.assign(size_of, size_of + experts_);
   // 2. Row counts for and from every rank: received[r, e] rows come from rank r for local expert e.
-  const auto received = array(c.saved, experts_);
-  c.groups[GroupKind::ep].all_to_all_counts(counts, received);
-  plan.send = array(c.saved, ranks_);
-  plan.receive = array(c.saved, ranks_);
+  Counts received = zeros(experts_);
+  c.groups[GroupKind::ep].all_to_all_counts(plan.counts, received);
+  plan.send = zeros(ranks_);
+  plan.receive = zeros(ranks_);
   for (std::int64_t r = 0; r < ranks_; ++r) {
     const auto first = static_cast<std::ptrdiff_t>(r * local_experts_), last = first + local_experts_;
-    plan.send[static_cast<std::size_t>(r)] = std::reduce(counts.begin() + first, counts.begin() + last);
+    plan.send[static_cast<std::size_t>(r)] = std::reduce(plan.counts.begin() + first, plan.counts.begin() + last);
     plan.receive[static_cast<std::size_t>(r)] = std::reduce(received.begin() + first, received.begin() + last);
   }
   Communicator& etp = c.groups[GroupKind::etp];
-  const auto own = array(c.saved, experts_ * etp.size()), all = array(c.saved, experts_ * etp.size());
+  Counts own = zeros(experts_ * etp.size()), all = own;
   for (std::int64_t r = 0; r < etp.size(); ++r) std::ranges::copy(received, own.begin() + r * experts_);
   etp.all_to_all_counts(own, all);  // every rank of etp gets this rank's counts
-  plan.gathered = array(c.saved, etp.size());
+  plan.gathered = zeros(etp.size());
   for (std::int64_t r = 0; r < etp.size(); ++r) {
     const auto first = all.begin() + r * experts_;
     plan.gathered[static_cast<std::size_t>(r)] = std::reduce(first, first + experts_);
@@ -65,29 +59,26 @@ DispatchPlan Dispatcher::plan(Context& c, const Tensor& experts) const {
 }
 
 void Dispatcher::group_received(Context& c, std::span<const std::int64_t> counts, DispatchPlan& plan) const {
-  plan.offsets = array(c.saved, local_experts_ + 1);
-  plan.offsets[0] = 0;
+  plan.offsets = zeros(local_experts_ + 1);
   for (std::int64_t e = 0; e < local_experts_; ++e) {
     std::int64_t rows = 0;
     for (std::int64_t s = 0; s < sources_; ++s) rows += counts[static_cast<std::size_t>(s * local_experts_ + e)];
     plan.offsets[static_cast<std::size_t>(e + 1)] = plan.offsets[static_cast<std::size_t>(e)] + rows;
   }
   if (alone()) return;
-  plan.group_index = c.saved.tensor(DType::i32, {plan.rows()});
-  plan.ungroup_index = c.saved.tensor(DType::i32, {plan.rows()});
-  auto* group = plan.group_index.as<std::int32_t>();
-  auto* ungroup = plan.ungroup_index.as<std::int32_t>();
-  const auto next = array(c.saved, local_experts_);
-  std::copy_n(plan.offsets.begin(), local_experts_, next.begin());
+  std::vector<std::int32_t> group(static_cast<std::size_t>(plan.rows())), ungroup(group.size());
+  Counts next(plan.offsets.begin(), plan.offsets.end() - 1);
   std::int32_t row = 0;  // in the order of arrival: by source, then by local expert
   for (std::size_t i = 0; i < counts.size(); ++i) {
     const std::size_t expert = i % static_cast<std::size_t>(local_experts_);
     for (std::int64_t n = 0; n < counts[i]; ++n, ++row) {
-      const std::int64_t grouped = next[expert]++;
+      const auto grouped = static_cast<std::size_t>(next[expert]++);
       group[grouped] = row;
-      ungroup[row] = static_cast<std::int32_t>(grouped);
+      ungroup[static_cast<std::size_t>(row)] = static_cast<std::int32_t>(grouped);
     }
   }
+  plan.group_index = upload(c.saved, group);
+  plan.ungroup_index = upload(c.saved, ungroup);
 }
 
 Tensor Dispatcher::sort(Context& c, const DispatchPlan& plan, const Tensor& x) const {

@@ -1,5 +1,8 @@
 #include "dropcycle/layers/moe/moe.hpp"
 
+#include <algorithm>
+#include <functional>
+
 namespace dropcycle {
 
 namespace {
@@ -44,12 +47,13 @@ Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Micro
   // 1. Residual addition and norm.
   const Tensor normed = norm_forward(c, in, w.norm, config_.norm_epsilon, saved.norm);
   // 2. Router.
-  router_.forward(c, w.router, normed, runs_of(c, batch, normed), training, saved.router, statistics);
+  router_.forward(c, w.router, normed, runs_of(c, batch, normed), training, saved.router);
   // 3. Dispatch.
   const auto parts = std::span(saved.parts).first(static_cast<std::size_t>(c.dispatch_parts));
   Travelling there, back;
   const auto even = static_cast<double>(saved.router.experts.elements() * c.groups[GroupKind::etp].size());
   std::int64_t first = 0;
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(config_.experts));
   saved.load = 0;
   for (std::size_t p = 0; p < parts.size(); ++p) {
     const auto last = normed.shape[0] * static_cast<std::int64_t>(p + 1) / std::ssize(parts);
@@ -57,7 +61,9 @@ Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Micro
     parts[p].plan = dispatcher_.plan(c, parts[p].of(saved.router.experts));
     first = last;
     saved.load += static_cast<double>(parts[p].plan.rows()) / even;
+    std::ranges::transform(counts, parts[p].plan.counts, counts.begin(), std::plus<>());
   }
+  router_.count(c, saved.router, counts, statistics);
   for (std::size_t p = 0; p < parts.size(); ++p) {
     there[p] = dispatcher_.send(c, parts[p].plan, dispatcher_.sort(c, parts[p].plan, parts[p].of(normed)));
   }

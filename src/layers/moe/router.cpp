@@ -17,10 +17,10 @@ double element(const Tensor& x, std::int64_t i) {
 Tensor to_acc(Context& c, const std::vector<double>& values) {
   const Tensor out = c.scratch.tensor(c.acc(), {static_cast<std::int64_t>(values.size())});
   if (out.dtype == DType::f64) {
-    std::copy(values.begin(), values.end(), out.as<double>());
+    c.ops.device().upload(out.data, values.data(), out.bytes());
   } else {
-    std::transform(values.begin(), values.end(), out.as<float>(),
-                   [](double value) { return static_cast<float>(value); });
+    const std::vector<float> rounded(values.begin(), values.end());
+    c.ops.device().upload(out.data, rounded.data(), out.bytes());
   }
   return out;
 }
@@ -121,7 +121,7 @@ void Router::jitter(Context& c, const Tensor& x, std::span<const TokenRun> runs,
 }
 
 void Router::forward(Context& c, const Tensor& w, const Tensor& x, std::span<const TokenRun> runs,
-                     const RouterTraining& training, RouterSaved& saved, RoutingStatistics& statistics) const {
+                     const RouterTraining& training, RouterSaved& saved) const {
   const ArenaScope scope(c.scratch);
   const std::int64_t tokens = x.shape[0], experts = config_.experts, chosen = config_.experts_per_token;
   // 1. Jitter.
@@ -140,17 +140,21 @@ void Router::forward(Context& c, const Tensor& w, const Tensor& x, std::span<con
   saved.lse = c.saved.tensor(c.acc(), {tokens});
   c.ops.route(logits, mode_, saved.experts, saved.weights, saved.probabilities, saved.lse);
   // 4. Sums for the losses.
-  const Tensor sums = c.scratch.tensor(c.acc(), {experts});
-  c.ops.fill_zero(sums);
-  c.ops.sum_rows(saved.probabilities, sums);
-  const std::int64_t row = layer_ * experts;
-  for (std::int64_t e = 0; e < experts; ++e)
+  saved.sums = c.saved.tensor(c.acc(), {experts});
+  c.ops.fill_zero(saved.sums);
+  c.ops.sum_rows(saved.probabilities, saved.sums);
+}
+
+void Router::count(Context& c, const RouterSaved& saved, std::span<const std::int64_t> counts,
+                   RoutingStatistics& statistics) const {
+  const HostCopy sums(c.ops.device(), saved.sums), lse(c.ops.device(), saved.lse);
+  const std::int64_t row = layer_ * config_.experts;
+  for (std::int64_t e = 0; e < config_.experts; ++e) {
     statistics.probabilities[static_cast<std::size_t>(row + e)] = element(sums, e);
-  std::fill_n(statistics.counts.begin() + row, experts, 0.0);
-  const auto* ids = saved.experts.as<std::int32_t>();
-  for (std::int64_t i = 0; i < tokens * chosen; ++i) statistics.counts[static_cast<std::size_t>(row + ids[i])] += 1;
+  }
+  std::ranges::copy(counts, statistics.counts.begin() + row);
   double squares = 0;
-  for (std::int64_t t = 0; t < tokens; ++t) squares += element(saved.lse, t) * element(saved.lse, t);
+  for (std::int64_t t = 0; t < saved.lse.elements(); ++t) squares += element(lse, t) * element(lse, t);
   statistics.squared_lse[static_cast<std::size_t>(layer_)] = squares;
 }
 

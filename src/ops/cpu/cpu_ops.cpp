@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "../sort_rows.hpp"
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/ops/backends.hpp"
 
@@ -301,6 +302,10 @@ void CpuOps::route_backward(RouterMode mode, const Tensor& experts, const Tensor
 
 void CpuOps::sum_rows(const Tensor& x, const Tensor& out) {
   kernels_.sum_rows(x.as<float>(), out.as<float>(), rows_of(x), width_of(x));
+}
+
+void CpuOps::sort_rows(const Tensor& experts, const Tensor& counts, const Tensor& token_of_row, const Tensor& slots) {
+  sort_rows_on_host(experts, counts, token_of_row, slots);
 }
 
 void CpuOps::gather_rows(const Tensor& x, const Tensor& index, const Tensor& out) {

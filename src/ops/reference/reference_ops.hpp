@@ -62,6 +62,7 @@ class ReferenceOps : public Ops {
                       const Tensor& lse, const Tensor& dweights, const Tensor& dprobabilities, double z,
                       const Tensor& dlogits) override;
   void sum_rows(const Tensor& x, const Tensor& out) override;
+  void sort_rows(const Tensor& experts, const Tensor& counts, const Tensor& token_of_row, const Tensor& slots) override;
   void gather_rows(const Tensor& x, const Tensor& index, const Tensor& out) override;
   void combine(const Tensor& z, const Tensor& slots, const Tensor& weights, const Tensor& y) override;
   void combine_backward(const Tensor& dy, const Tensor& z, const Tensor& slots, const Tensor& weights, const Tensor& dz,

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "../sort_rows.hpp"
 #include "reference_ops.hpp"
 #include "values.hpp"
 
@@ -84,6 +85,11 @@ void ReferenceOps::sum_rows(const Tensor& x, const Tensor& out) {
   auto sums = read(out);
   for (std::size_t i = 0; i < xv.size(); ++i) sums[i % sums.size()] += xv[i];
   write(sums, out);
+}
+
+void ReferenceOps::sort_rows(const Tensor& experts, const Tensor& counts, const Tensor& token_of_row,
+                             const Tensor& slots) {
+  sort_rows_on_host(experts, counts, token_of_row, slots);
 }
 
 void ReferenceOps::gather_rows(const Tensor& x, const Tensor& index, const Tensor& out) {

@@ -21,14 +21,15 @@
 
 namespace dropcycle {
 
-// Where every row goes; all memory lies in the saved arena.
+// Where every row goes; the tensors lie in the saved arena.
 struct DispatchPlan {
   Tensor token_of_row;                                  // i32 [T K]: the token whose copy is row i after step 1
   Tensor slots;                                         // i32 [T,K]: the row of (t, k) after step 1
-  std::span<std::int64_t> send, receive;                // [EP]: rows to and from each rank
-  std::span<std::int64_t> gathered;                     // [ETP]: rows that each rank of etp received
+  std::vector<std::int64_t> counts;                     // [E]: this rank's rows for each expert
+  std::vector<std::int64_t> send, receive;              // [EP]: rows to and from each rank
+  std::vector<std::int64_t> gathered;                   // [ETP]: rows that each rank of etp received
   Tensor group_index, ungroup_index;                    // i32 [M]; empty when EP = ETP = 1
-  std::span<std::int64_t> offsets;                      // [E_local + 1]: rows of each local expert after step 3
+  std::vector<std::int64_t> offsets;                    // [E_local + 1]: rows of each local expert after step 3
   std::int64_t rows() const { return offsets.back(); }  // M
 };
 
@@ -51,7 +52,8 @@ class Dispatcher {
   // Whether this rank holds all experts whole, so that rows stay where they are.
   bool alone() const { return sources_ == 1; }
 
-  // From experts i32 [T,K]; exchanges the row counts over ep and etp.
+  // From experts i32 [T,K]; exchanges the row counts over ep and etp. The host waits for the counts: nothing is
+  // dropped, so they are the sizes of all that follows.
   DispatchPlan plan(Context& context, const Tensor& experts) const;
   // Step 1: x [T,H] to rows [T K, H].
   Tensor sort(Context& context, const DispatchPlan& plan, const Tensor& x) const;

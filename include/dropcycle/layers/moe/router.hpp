@@ -63,6 +63,7 @@ struct RouterSaved {
   Tensor weights;        // [T,K]
   Tensor probabilities;  // [T,E]
   Tensor lse;            // [T]
+  Tensor sums;           // [E]: probabilities, summed over the tokens
 };
 
 class Router {
@@ -71,7 +72,10 @@ class Router {
   Router(const ModelConfig& config, std::int64_t layer);
   // `runs`: which tokens the rows of x are, for the jitter.
   void forward(Context& context, const Tensor& w, const Tensor& x, std::span<const TokenRun> runs,
-               const RouterTraining& training, RouterSaved& saved, RoutingStatistics& statistics) const;
+               const RouterTraining& training, RouterSaved& saved) const;
+  // Sets the layer's row of `statistics`, from what forward() saved and the rows `counts` [E] that each expert gets.
+  void count(Context& context, const RouterSaved& saved, std::span<const std::int64_t> counts,
+             RoutingStatistics& statistics) const;
   // dx += , dw += from dweights [T,K] and the losses' gradients (statistics of all ranks, shares complete over all
   // layers).
   void backward(Context& context, const Tensor& w, const RouterSaved& saved, const RoutingStatistics& statistics,

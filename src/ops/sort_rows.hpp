@@ -1,0 +1,32 @@
+// Ops::sort_rows of the backends whose memory is the host's: a counting sort.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "dropcycle/core/tensor.hpp"
+
+namespace dropcycle {
+
+inline void sort_rows_on_host(const Tensor& experts, const Tensor& counts, const Tensor& token_of_row,
+                              const Tensor& slots) {
+  const std::int64_t chosen = experts.shape[1];
+  const auto* ids = experts.as<std::int32_t>();
+  auto *count = counts.as<std::int32_t>(), *tokens = token_of_row.as<std::int32_t>();
+  auto* rows = slots.as<std::int32_t>();
+  std::fill_n(count, counts.elements(), 0);
+  for (std::int64_t i = 0; i < experts.elements(); ++i) {
+    require(ids[i] >= 0 && ids[i] < counts.elements(), "expert {} of {}", ids[i], counts.elements());
+    ++count[ids[i]];
+  }
+  std::vector<std::int32_t> next(static_cast<std::size_t>(counts.elements()));
+  std::exclusive_scan(count, count + counts.elements(), next.begin(), 0);
+  for (std::int64_t i = 0; i < experts.elements(); ++i) {
+    const std::int32_t row = next[static_cast<std::size_t>(ids[i])]++;
+    tokens[row] = static_cast<std::int32_t>(i / chosen);
+    rows[i] = row;
+  }
+}
+
+}  // namespace dropcycle
