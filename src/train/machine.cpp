@@ -31,7 +31,8 @@ Machine make_machine(const Config& config, const Runtime& runtime) {
       config.device.threads > 0 ? config.device.threads : std::max(1, processors() / runtime.local_size());
   std::unique_ptr<Ops> ops = make_ops(config.device.backend, {.threads = threads, .local_rank = runtime.local_rank()});
   Machine machine{runtime.groups(
-      {.tp = p.tensor, .cp = p.context, .dp = p.data, .pp = p.pipeline, .etp = p.expert_tensor, .ep = p.expert})};
+      {.tp = p.tensor, .cp = p.context, .dp = p.data, .pp = p.pipeline, .etp = p.expert_tensor, .ep = p.expert},
+      ops->device())};
   machine.ops = std::move(ops);
   machine.pipeline = pipeline;
   machine.compute = compute_dtype(config.device);

@@ -137,7 +137,7 @@ TEST_CASE("wrong types and values out of bounds name place, value and what was e
   CHECK(load_message("[parallel]\ntensor = 9999999999\n") ==
         "FILE:2:10: 'parallel.tensor' is 9999999999, expected a number from -2147483648 to 2147483647");
   CHECK(load_message("[device]\nbackend = 'gpu'\n") ==
-        "FILE:2:11: 'device.backend' is \"gpu\", expected one of 'cpu', 'reference'");
+        "FILE:2:11: 'device.backend' is \"gpu\", expected one of 'cpu', 'cuda', 'reference'");
   CHECK(load_message("[model\n").starts_with("FILE:1:"));
   CHECK(load_message("[model]\nlayers = 1\nlayers = 2\n").starts_with("FILE:3:"));
   CHECK(load_message("", {"init.ratio=-0.1"}) == "--set init.ratio=-0.1: 'init.ratio' is -0.1, expected in [0, 1]");
