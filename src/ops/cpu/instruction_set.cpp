@@ -49,6 +49,7 @@ bool has_avx512(InstructionSet set) {
 }
 
 Kernels kernels_for(InstructionSet set) {
+  if (set == InstructionSet::native && has_native_bf16()) return avx512bf16::kernels();
   if (has_avx512(set)) return avx512::kernels();
   if (set == InstructionSet::avx2 || (set == InstructionSet::native && has_avx2())) return avx2::kernels();
   return baseline::kernels();

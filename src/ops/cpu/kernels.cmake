@@ -11,13 +11,14 @@ function(dropcycle_kernels isa sources)
   target_link_libraries(dropcycle_kernels_${isa} PRIVATE dropcycle_options OpenMP::OpenMP_CXX)
 endfunction()
 set(avx2_options -mavx2 -mfma -mbmi2)
-set(avx512_options ${avx2_options} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+# GCC 12 warns about what its own AVX-512 intrinsics leave undefined.
+set(avx512_options ${avx2_options} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
+                   -Wno-maybe-uninitialized -Wno-uninitialized)
 dropcycle_kernels(baseline kernel_sources)
 dropcycle_kernels(avx2 kernel_sources ${avx2_options})
 dropcycle_kernels(avx512 kernel_sources ${avx512_options})
-# GCC 12 warns about what its own AVX-512 intrinsics leave undefined.
-dropcycle_kernels(avx512bf16 bf16_kernel_sources ${avx512_options} -mavx512bf16 -Wno-maybe-uninitialized
-                  -Wno-uninitialized)
+list(APPEND bf16_kernel_sources ${kernel_sources})
+dropcycle_kernels(avx512bf16 bf16_kernel_sources ${avx512_options} -mavx512bf16)
 foreach(isa baseline avx2 avx512 avx512bf16)
   list(APPEND DROPCYCLE_KERNEL_OBJECTS $<TARGET_OBJECTS:dropcycle_kernels_${isa}>)
 endforeach()

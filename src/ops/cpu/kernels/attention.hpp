@@ -8,20 +8,15 @@
 
 #include <omp.h>
 
-#include "common.hpp"
+#include "vectors.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kVectorsPerPanel = 4;
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32, kVectorsPerPanel = 2;
+constexpr int kVectorsPerPanel = 4;
 #else
-constexpr int kVectorBytes = 16, kVectorsPerPanel = 2;
+constexpr int kVectorsPerPanel = 2;
 #endif
-typedef float Vector __attribute__((vector_size(kVectorBytes)));
-typedef float UnalignedVector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-constexpr std::int64_t kLanes = kVectorBytes / 4;
 constexpr std::int64_t kPanel = kLanes * kVectorsPerPanel;
 constexpr std::int64_t kRowsPerTile = 6;
 constexpr std::int64_t kBlock = 64;  // a multiple of kPanel
@@ -31,37 +26,7 @@ constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_di
 inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
 
-typedef std::int32_t IntVector __attribute__((vector_size(kVectorBytes)));
 constexpr std::int64_t kVectorsPerBlock = kBlock / kLanes;
-
-inline Vector load_vector(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
-inline void store_vector(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }
-inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
-
-inline IntVector lane_numbers() {
-  IntVector lanes{};
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-  return lanes;
-}
-
-// Over the lanes: halves meet until all lanes hold the result, always in the same order.
-template <class Combine>
-float across(Vector v, Combine combine) {
-  const IntVector lanes = lane_numbers();
-#pragma GCC unroll 4
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) v = combine(v, __builtin_shuffle(v, lanes ^ distance));
-  return v[0];
-}
-
-// exp_fast for x <= 88 on a vector.
-inline Vector exp_vector(Vector x) {
-  const Vector clamped = x < -87.3F ? Vector{} - 87.3F : x;
-  const Vector shifted = clamped * 1.44269504F + 12582912.0F;
-  const Vector n = shifted - 12582912.0F;
-  const Vector r = (clamped - n * 0.693359375F) + n * 2.12194440e-4F;
-  const IntVector exponent = (reinterpret_cast<IntVector>(shifted) - 0x4b400000 + 127) << 23;
-  return x < -87.3F ? Vector{} : exp_polynomial(r) * reinterpret_cast<Vector>(exponent);
-}
 
 // Transposes kLanes x kLanes 32-bit elements: blocks of kStep x kStep change places, from half the size down to one.
 template <int kStep = kLanes / 2>

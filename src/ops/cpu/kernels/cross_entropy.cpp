@@ -1,7 +1,7 @@
-// Cross-entropy of a block of rows and its gradient. A row passes three times: maximum, exponentials with their sum,
-// gradient; rows of up to some 100,000 logits stay in the second-level cache between the passes. Limit: memory
-// bandwidth of one reading and one writing.
-#include "common.hpp"
+// Cross-entropy of a block of rows and its gradient. A row passes twice: maximum and sum of the exponentials, piece by
+// piece; then the gradient. Rows of up to some 100,000 logits stay in the second-level cache between the passes. Limit:
+// memory bandwidth of one reading and one writing.
+#include "vectors.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
 namespace {
@@ -10,22 +10,42 @@ struct Softmax {
   float largest, sum;  // of exp(x - largest)
 };
 
+// A piece's maximum is found while it comes into the first-level cache, its exponentials from there.
+constexpr std::int64_t kPieceOfRow = 2048;
+
 Softmax softmax_of(const float* x, std::int64_t n) {
   float largest = x[0];
-#pragma omp simd reduction(max : largest)
-  for (std::int64_t v = 0; v < n; ++v) largest = x[v] > largest ? x[v] : largest;
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t v = 0; v < n; ++v) sum += exp_fast(x[v] - largest);
-  return {largest, sum};
+  Vector sums{};
+  for (std::int64_t first = 0; first < n; first += kPieceOfRow) {
+    const std::int64_t count = n - first < kPieceOfRow ? n - first : kPieceOfRow, whole = count / kTwo * kTwo;
+    const float* piece = x + first;
+    Vector best = Vector{} + largest;
+    for (std::int64_t v = 0; v < whole; v += kTwo) {
+      const Two values = WholeTwo{}.load(piece + v, kPieceOfRow);
+      best = larger(larger(values.first, values.second), best);
+    }
+    float top = largest_of(best);
+    for (std::int64_t v = whole; v < count; ++v) top = piece[v] > top ? piece[v] : top;
+    sums *= exp_fast(largest - top);
+    largest = top;
+    for (std::int64_t v = 0; v < whole; v += kTwo) {
+      const Two values = load_two(piece + v);
+      sums += exp_vector(values.first - largest) + exp_vector(values.second - largest);
+    }
+    for (std::int64_t v = whole; v < count; ++v) sums[0] += exp_fast(piece[v] - largest);
+  }
+  return {largest, sum_of(sums)};
 }
 
 // out[v] = factor exp(row[v] - largest), minus `scale` at column `target`, if it is one.
 template <class T>
 void gradient_of(const float* row, float largest, float factor, float scale, std::int64_t target, T* out,
                  std::int64_t width) {
-#pragma omp simd
-  for (std::int64_t v = 0; v < width; ++v) store(out[v], factor * exp_fast(row[v] - largest));
+  const std::int64_t whole = width / kLanes * kLanes;
+  for (std::int64_t v = 0; v < whole; v += kLanes) {
+    store_vector(out + v, factor * exp_for(T{}, load_vector(row + v) - largest));
+  }
+  for (std::int64_t v = whole; v < width; ++v) store(out[v], factor * exp_fast(row[v] - largest));
   if (target >= 0 && target < width) store(out[target], factor * exp_fast(row[target] - largest) - scale);
 }
 

@@ -118,6 +118,7 @@ namespace avx512 {
 Kernels kernels();
 }
 namespace avx512bf16 {
+Kernels kernels();
 void attention_bf16_scratch(const AttentionArguments& a, bool backwards, std::int64_t threads, std::int64_t& bytes);
 void attention_bf16(const AttentionArguments& a);
 void attention_bf16_backward(const AttentionArguments& a);

@@ -1,8 +1,13 @@
 // y = silu(gate) * up and its adjoint. Limit: memory bandwidth (about 20 flops an element besides).
-#include "common.hpp"
+#include "vectors.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
 namespace {
+
+template <class T>
+Vector silu(Vector g) {
+  return g * sigmoid<T>(g);
+}
 
 template <class T>
 void forward(const T* gate_up, T* y, std::int64_t rows, std::int64_t width) {
@@ -11,15 +16,23 @@ void forward(const T* gate_up, T* y, std::int64_t rows, std::int64_t width) {
     const T* gate = gate_up + 2 * t * width;
     const T* up = gate + width;
     T* out = y + t * width;
-#pragma omp simd
-    for (std::int64_t f = 0; f < width; ++f) {
-      const float g = load(gate[f]);
-      store(out[f], g / (1.0F + exp_fast(-g)) * load(up[f]));
-    }
+    by_two(width, [&](std::int64_t f, auto two) {
+      const Two g = two.load(gate + f, 2 * width), u = two.load(up + f, 2 * width);
+      two.store(out + f, {silu<T>(g.first) * u.first, silu<T>(g.second) * u.second});
+    });
   }
 }
 
 // silu(g) = g s with s = 1 / (1 + e^-g); silu'(g) = s (1 + g (1 - s)).
+struct Gradients {
+  Vector gate, up, y;  // y has the bits of forward
+};
+template <class T>
+Gradients gradients_of(Vector g, Vector u, Vector d) {
+  const Vector s = sigmoid<T>(g), silu = g * s;
+  return {d * u * (s + silu * (1.0F - s)), d * silu, silu * u};
+}
+
 template <class T, bool kRecompute>
 void backward(const T* dy, const T* gate_up, T* dgate_up, T* y, std::int64_t rows, std::int64_t width) {
 #pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
@@ -30,17 +43,14 @@ void backward(const T* dy, const T* gate_up, T* dgate_up, T* y, std::int64_t row
     T* dup = dgate + width;
     const T* gradient = dy + t * width;
     T* out = y + t * width;
-#pragma omp simd
-    for (std::int64_t f = 0; f < width; ++f) {
-      const float g = load(gate[f]);
-      const float u = load(up[f]);
-      const float d = load(gradient[f]);
-      const float divisor = 1.0F + exp_fast(-g);
-      const float s = 1.0F / divisor;
-      store(dgate[f], d * u * s * (1.0F + g * (1.0F - s)));
-      store(dup[f], d * g * s);
-      if constexpr (kRecompute) store(out[f], g / divisor * u);  // the bits of forward
-    }
+    by_two(width, [&](std::int64_t f, auto two) {
+      const Two g = two.load(gate + f, 2 * width), u = two.load(up + f, 2 * width), d = two.load(gradient + f, width);
+      const Gradients first = gradients_of<T>(g.first, u.first, d.first);
+      const Gradients second = gradients_of<T>(g.second, u.second, d.second);
+      two.store(dgate + f, {first.gate, second.gate});
+      two.store(dup + f, {first.up, second.up});
+      if constexpr (kRecompute) two.store(out + f, {first.y, second.y});
+    });
   }
 }
 
