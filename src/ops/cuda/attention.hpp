@@ -1,7 +1,7 @@
 // Attention of the CUDA backend through cuDNN's flash kernels: operation graphs (attention_graph.hpp) made into
 // execution plans (attention_plan.hpp), one for each shape, kept as long as this object lives.
 //
-// The deterministic backward pass keeps 2 B Nq S² bytes of partial sums. Where a call of all sequences and heads would
+// The deterministic backward pass keeps 2 B Nq S² bytes. Where a call of all sequences and heads would
 // need more workspace than kMostWorkspaceBytes it becomes several, of as many sequences, and where one sequence is too
 // many, of as many key/value heads as fit.
 #pragma once

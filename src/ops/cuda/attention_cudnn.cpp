@@ -21,21 +21,6 @@ bool is_aligned(const Columns& columns) {
 
 bool are_aligned(const AttentionHeads& x) { return is_aligned(x.q) && is_aligned(x.k) && is_aligned(x.v); }
 
-// Memory of the backward pass of a part, in bytes: cuDNN's own and what its graph writes down.
-double backward_bytes(const AttentionShape& s, std::int64_t sequences, std::int64_t kv_heads, bool deterministic) {
-  const auto heads = static_cast<double>(sequences * kv_heads * (s.heads / s.kv_heads));
-  const auto rows = static_cast<double>(s.sequence);
-  const double sums = 4 * heads * rows * static_cast<double>(s.head_size);
-  return deterministic ? 2 * heads * rows * rows + sums : 2 * sums;
-}
-
-std::int64_t largest_divisor(std::int64_t count, const auto& fits) {
-  for (std::int64_t part = count; part > 0; --part) {
-    if (count % part == 0 && fits(part)) return part;
-  }
-  return 0;
-}
-
 HeadStrides strides_of(const AttentionShape& s, const Columns& columns) {
   const std::int64_t width = columns.matrix.shape[1];
   return {s.sequence * width, s.head_size, width};
@@ -56,15 +41,6 @@ struct Planned {
 };
 
 }  // namespace
-
-AttentionPart attention_part(const AttentionShape& s, bool deterministic) {
-  const auto fits = [&](std::int64_t sequences, std::int64_t kv_heads) {
-    return backward_bytes(s, sequences, kv_heads, deterministic) <= kMostWorkspaceBytes;
-  };
-  const std::int64_t sequences = largest_divisor(s.batch, [&](std::int64_t n) { return fits(n, s.kv_heads); });
-  if (sequences > 0) return {sequences, s.kv_heads};
-  return {1, largest_divisor(s.kv_heads, [&](std::int64_t n) { return fits(1, n); })};
-}
 
 struct FlashAttention::Impl {
   Impl(CudaDevice& device_, bool deterministic_) : device(device_), deterministic(deterministic_) {
