@@ -112,6 +112,8 @@ class Session {
     const auto writes =
         PerGroup<bool>::of([this](GradientGroup group) { return machine_.groups[replicas_of(group)].rank() == 0; });
     state.push_back({"gradient", model_.parameters().sharded(views, writes)});
+    std::vector<HostMirror> mirrors = mirror_on_host(state, machine_.ops->device());
+    for (HostMirror& mirror : mirrors) mirror.download();
     const DataState data = dataset_.state(static_cast<std::uint64_t>(step_ * config_.train.global_batch));
     save_checkpoint(output, checkpoint_info(config_, step_, data, text_facts(config_)), state,
                     rank_group(machine_.groups));
@@ -135,7 +137,7 @@ class Session {
   // Of what this rank keeps, laid out as its masters and moments.
   OwnedTensor kept_gradients(GradientGroup group) const {
     const ParameterStore& store = model_.parameters();
-    OwnedTensor kept(accumulator_of(store.compute()), {store.kept_elements(group)});
+    OwnedTensor kept(accumulator_of(store.compute()), {store.kept_elements(group)}, machine_.ops->device());
     for (const KeptRange& range : store.kept(group)) {
       const std::int64_t count = range.last - range.first;
       model_.ops().convert(store.gradients(group).rows(range.first, count), kept.view().rows(range.at, count));
