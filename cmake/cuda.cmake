@@ -25,19 +25,11 @@ endfunction()
 dropcycle_find_cuda(nccl nccl.h nccl)
 dropcycle_find_cuda(cudnn cudnn.h cudnn)
 
-# Host code of the backend: C++ that calls CUDA's libraries, in folders beside the libraries that it belongs to.
-function(dropcycle_cuda_sources target directory)
-  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${directory}/*.cpp)
-  target_sources(${target} PRIVATE ${sources})
-endfunction()
-
+# Host code of the backend: C++ that calls CUDA's libraries.
 function(dropcycle_add_cuda_backend)
-  dropcycle_cuda_sources(dropcycle_device src/device/cuda)
-  target_link_libraries(dropcycle_device PUBLIC CUDA::cudart)
-  dropcycle_cuda_sources(dropcycle_ops src/ops/cuda)
-  target_link_libraries(dropcycle_ops PRIVATE CUDA::cublasLt CUDA::cublas cudnn dropcycle_cuda_kernels)
-  dropcycle_cuda_sources(dropcycle_parallel parallel/nccl)
-  target_link_libraries(dropcycle_parallel PRIVATE nccl)
+  add_library(dropcycle_cuda STATIC ${DROPCYCLE_CUDA_SOURCES})
+  target_link_libraries(dropcycle_cuda PUBLIC CUDA::cudart PRIVATE CUDA::cublasLt CUDA::cublas cudnn nccl
+                                                                   dropcycle_cuda_kernels)
 endfunction()
 
 # Kernels: ptxas's warnings (spills, local memory) are errors. Weights' bits are the processor's: no fused multiply-add
