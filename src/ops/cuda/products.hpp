@@ -1,21 +1,26 @@
 // Matrix products of the CUDA backend: cuBLASLt, and cublasGemmGroupedBatchedEx for many small experts.
 //
-// Both libraries are column-major: a row-major matrix [R,C] is to them the matrix [C,R] with leading dimension C, so
-// that y[T,O] = x[T,I] wᵀ becomes yᵀ[O,T] = wᵀ'[O,I] xᵀ[I,T] with w transposed. All operands and results are
-// contiguous, at addresses that are multiples of 16 bytes at the start of each tensor.
+// Both libraries are column-major: a row-major matrix [R,C] is to them the matrix C x R with leading dimension C. With
+// ' for that reading, and so with operands swapped:
+//   y[T,O] = x wᵀ     is  y'[O,T]  = (w'[I,O])ᵀ x'[I,T]
+//   dx[T,I] = dy w    is  dx'[I,T] = w'[I,O] dy'[O,T]
+//   dw[O,I] += dyᵀ x  is  dw'[I,O] += x'[I,T] (dy'[O,T])ᵀ
+// No leading dimension depends on T, and the columns of T are never the contiguous ones: what holds for one number of
+// rows holds for all.
 //
 // Types. Operands are bf16 or f32, both the same. Sums are f32 (CUBLAS_COMPUTE_32F: no TF32 for f32). Results are
 // bf16 or f32; gradients of weights are f32 and accumulate (beta = 1).
 //
-// Algorithms. The first product of a key (rows rounded up to a power of two and at least 64, the other sizes, types,
-// transposes, alignment of the expert's rows) asks the heuristic once, with a workspace limit of 32 MiB a stream. After
-// that nothing is asked and nothing is allocated. A cached algorithm serves all row counts of its bucket: cuBLASLt
-// checks it against the sizes of each call, and where it doesn't fit those sizes get a heuristic of their own.
+// Algorithms. The first product of a key (which of the three; T rounded up to a power of two and at least 64; O, I,
+// types, alignments up to 16 bytes) asks the heuristic once, for the rounded T and with a workspace of at most 32 MiB.
+// The choice depends on the key alone, not on what came before, so that a resumed run adds in the same order. After
+// that nothing is asked and nothing is allocated. Where cuBLASLt refuses the algorithm for the exact T, these sizes get
+// a key of their own.
 //
-// Grouped products. Experts with rows run as single products on four streams, each after the work that the device's
-// stream had when the call was made; the device's stream goes on when all have ended. Where the operands are bf16, the
-// experts are more than 16 and have on average fewer than 256 rows (one product then can't fill the GPU), they are one
-// call of cublasGemmGroupedBatchedEx instead, a group for each expert that has rows.
+// Grouped products. Where operands and results are bf16, O and I are multiples of 8, and more than 8 experts have on
+// average fewer than 256 rows (one product can't fill 132 processors then), all experts are one call of
+// cublasGemmGroupedBatchedEx, a group for each that has rows. Else each expert with rows is a product of its own, in
+// turn on four streams: they start after the work that the device's stream had, and its later work waits for them.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +34,8 @@ namespace dropcycle::cuda {
 
 class Products {
  public:
-  // The device outlives it. Throws Error{internal} with cuBLAS's own words where a call fails.
+  // Takes 32 MiB of workspace for the device's stream and for each of the four. The device outlives it. Throws
+  // Error{internal} with the call and cuBLAS's status where a call fails.
   explicit Products(CudaDevice& device);
   ~Products();
   Products(const Products&) = delete;
