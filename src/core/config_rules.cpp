@@ -111,6 +111,9 @@ void check_training(const Config& config) {
     fail(Status::usage, "device.compute_dtype is 'f64', which only device.backend 'reference' computes, not '{}'",
          config.device.backend);
   }
+  if (config.device.cuda_graphs && config.device.backend != "cuda") {
+    fail(Status::usage, "device.cuda_graphs is true, expected false: device.backend is '{}'", config.device.backend);
+  }
 }
 
 void check_pipeline(const ParallelConfig& parallel) {

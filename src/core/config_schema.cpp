@@ -253,7 +253,9 @@ void add_device(Keys& keys) {
                 {},
                 {"auto", "bf16", "f32", "f64"}},
                {"device.threads", device<&C::threads>, "threads", "per rank; 0: the cores, shared by its node's ranks",
-                Bounds{0, 65536}}});
+                Bounds{0, 65536}},
+               {"device.cuda_graphs", device<&C::cuda_graphs>, "",
+                "launch each layer's dense part as one CUDA graph, recorded in the first steps"}});
 }
 
 Keys all_keys() {

@@ -70,12 +70,12 @@ std::int64_t Arena::used_bytes() const {
   return total;
 }
 
-ArenaScope::ArenaScope(Arena& arena)
+ArenaMark::ArenaMark(Arena& arena)
     : arena_(arena),
       block_(arena.current_),
       used_(arena.current_ < arena.blocks_.size() ? arena.blocks_[arena.current_].used : 0) {}
 
-ArenaScope::~ArenaScope() {
+void ArenaMark::restore() const {
   for (std::size_t i = block_ + 1; i < arena_.blocks_.size(); ++i) arena_.blocks_[i].used = 0;
   if (block_ < arena_.blocks_.size()) arena_.blocks_[block_].used = used_;
   arena_.current_ = block_;

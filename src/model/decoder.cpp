@@ -54,7 +54,7 @@ std::vector<float> Decoder::append(std::span<const std::int32_t> tokens) {
   std::vector<float> result(static_cast<std::size_t>(config.vocab_size));
   for (const Chunk& chunk : m.chunks_) {
     Model::Alive& state = m.acquire(0, 0, 1);
-    Context c = m.context(state.saved, Recompute::none);
+    Context c = m.context(state, Recompute::none);
     const Microbatch batch = upload(c.saved, host);
     Stream stream = m.chunk_input(c, chunk, batch, state, {});
     const Tensor delta = c.saved.tensor(c.acc(), stream.x.shape);

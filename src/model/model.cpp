@@ -160,15 +160,29 @@ void Model::wait_for_weights(const std::string& prefix) {
   }
 }
 
+void Model::repeat(Context& c, std::uint64_t part, const std::function<void()>& work) {
+  if (groups_[GroupKind::tp].size() > 1 || groups_[GroupKind::cp].size() > 1) return work();  // they speak to others
+  const ArenaMark mark(c.saved);
+  ops_.repeat(reinterpret_cast<std::uintptr_t>(&c.saved) + part, [&] {
+    mark.restore();
+    work();
+  });
+}
+
 Stream Model::layer_forward(Context& c, std::size_t l, const Microbatch& batch, const RouterTraining& training,
                             const Stream& in, const Tensor& delta, LayerSaved& saved, RoutingStatistics& routing,
                             const Look& look) {
   wait_for_weights(prefix_of(l));
   const LayerParameters<Tensor>& w = weights_.layers[l];
-  const Stream middle = attention_[l].forward(c, w.attention, batch, in, delta, saved.attention);
+  Stream middle;
+  repeat(c, 4 * l, [&] { middle = attention_[l].forward(c, w.attention, batch, in, delta, saved.attention); });
   if (look) look(prefix_of(l) + "attention", delta);
-  const Stream out = config_.is_moe() ? moe_[l].forward(c, w.moe, batch, training, middle, delta, saved.moe, routing)
-                                      : mlp_[l].forward(c, w.mlp, middle, delta, saved.mlp);
+  Stream out;
+  if (config_.is_moe()) {
+    out = moe_[l].forward(c, w.moe, batch, training, middle, delta, saved.moe, routing);
+  } else {
+    repeat(c, 4 * l + 1, [&] { out = mlp_[l].forward(c, w.mlp, middle, delta, saved.mlp); });
+  }
   if (look) look(prefix_of(l) + (config_.is_moe() ? "moe" : "mlp"), delta);
   most_layer_load_ = std::max(most_layer_load_, saved.moe.load);
   return out;
@@ -187,7 +201,8 @@ Stream Model::layers_forward(Context& c, const Chunk& chunk, const Microbatch& b
     } else {
       saved.input = stream.x;
       const ArenaScope scope(recompute_);
-      Context inner{ops_, groups_, recompute_, scratch_, compute_, c.version, Recompute::none, c.dispatch_parts};
+      Context inner{ops_,     groups_,   recompute_,      recompute_,      scratch_,
+                    compute_, c.version, Recompute::none, c.dispatch_parts};
       LayerSaved dropped;
       const Stream out = layer_forward(inner, l, batch, training, stream, delta, dropped, state.routing, look);
       stream = {c.saved.tensor(c.acc(), delta.shape), {}};
@@ -214,7 +229,8 @@ void Model::layer_backward(Context& c, std::size_t l, const Microbatch& batch, c
   LayerSaved& saved = state.layers[l];
   const ArenaScope scope(recompute_);
   if (c.recompute == Recompute::full) {
-    Context inner{ops_, groups_, recompute_, scratch_, compute_, c.version, Recompute::none, c.dispatch_parts};
+    Context inner{ops_,     groups_,   recompute_,      recompute_,      scratch_,
+                  compute_, c.version, Recompute::none, c.dispatch_parts};
     const Tensor delta = recompute_.tensor(c.acc(), g.shape);
     RoutingStatistics known(state.routing.layers, state.routing.experts, g.shape[0]);  // summed over the ranks already
     layer_forward(inner, l, batch, training, {saved.input, {}}, delta, saved, known);
@@ -222,9 +238,9 @@ void Model::layer_backward(Context& c, std::size_t l, const Microbatch& batch, c
   if (config_.is_moe()) {
     moe_[l].backward(c, w.moe, dw.moe, batch, training, state.routing, saved.moe, g);
   } else {
-    mlp_[l].backward(c, w.mlp, dw.mlp, saved.mlp, g);
+    repeat(c, 4 * l + 2, [&] { mlp_[l].backward(c, w.mlp, dw.mlp, saved.mlp, g); });
   }
-  attention_[l].backward(c, w.attention, dw.attention, batch, saved.attention, g);
+  repeat(c, 4 * l + 3, [&] { attention_[l].backward(c, w.attention, dw.attention, batch, saved.attention, g); });
 }
 
 void Model::report_ready(const std::string& prefix, const GradientsReady& ready) const {

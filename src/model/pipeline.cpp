@@ -89,7 +89,7 @@ Model::Alive& Model::acquire(std::int64_t microbatch, int chunk, std::int64_t pr
   }
   Alive& state = **free;
   wait_for(state.sent);
-  state.saved.reset();
+  state.reset();
   state.in_use = true;
   state.microbatch = microbatch;
   state.chunk = chunk;
@@ -108,7 +108,7 @@ Model::Alive& Model::find(std::int64_t microbatch, int chunk) {
 
 void Model::release(Alive& state) {
   state.in_use = false;
-  if (state.sent.empty()) state.saved.reset();  // merges its blocks within the first step
+  if (state.sent.empty()) state.reset();  // merges its blocks within the first step
 }
 
 Model::TravellingGradient& Model::next_gradient() {
@@ -126,10 +126,10 @@ void Model::progress() {
   for (const TravellingGradient& gradient : travelling_) test(gradient.sent);
 }
 
-Context Model::context(Arena& saved, Recompute recompute) {
+Context Model::context(Alive& state, Recompute recompute) {
   scratch_.reset();
   recompute_.reset();
-  return {ops_, groups_, saved, scratch_, compute_, store_.version(), recompute};
+  return {ops_, groups_, state.saved, state.routed, scratch_, compute_, store_.version(), recompute};
 }
 
 std::vector<std::unique_ptr<Request>> Model::send(const Tensor& values, std::vector<double>& shares,
@@ -263,7 +263,7 @@ MicrobatchLosses Model::forward_backward(std::span<const Microbatch> batches, co
     const Microbatch& batch = batches[static_cast<std::size_t>(step.microbatch)];
     const bool forward = step.kind == PipelineStep::Kind::forward, last = step.microbatch + 1 == count;
     Alive& state = forward ? acquire(step.microbatch, step.chunk, promised) : find(step.microbatch, step.chunk);
-    Context c = context(state.saved, training.recompute);
+    Context c = context(state, training.recompute);
     if (training.overlap_dispatch && groups_[GroupKind::ep].size() > 1) c.dispatch_parts = kDispatchParts;
     if (forward) {
       const Span span(SpanKind::phase, "forward");
@@ -285,7 +285,7 @@ template <class Finish>
 void Model::forward_only(const Microbatch& batch, Finish finish) {
   for (const Chunk& chunk : chunks_) {
     Alive& state = acquire(0, 0, 1);
-    Context c = context(state.saved, Recompute::full);  // keeps nothing but each layer's input
+    Context c = context(state, Recompute::full);  // keeps nothing but each layer's input
     chunk_forward(c, chunk, batch, {}, state);
     finish(c, chunk, state);
     release(state);
@@ -328,7 +328,7 @@ std::string Model::first_non_finite(const Microbatch& batch) {
   };
   for (const Chunk& chunk : chunks_) {
     Alive& state = acquire(0, 0, 1);
-    Context c = context(state.saved, Recompute::none);
+    Context c = context(state, Recompute::none);
     chunk_forward(c, chunk, batch, {}, state, look);
     if (chunk.ends) {
       const Tensor losses = c.saved.tensor(c.acc(), {batch.tokens_count()});
@@ -349,14 +349,14 @@ ExpertLoad Model::expert_load() const {
 
 std::int64_t Model::peak_activation_bytes() const {
   std::int64_t bytes = scratch_.peak_bytes() + recompute_.peak_bytes();
-  for (const auto& state : alive_) bytes += state->saved.peak_bytes();
+  for (const auto& state : alive_) bytes += state->saved.peak_bytes() + state->routed.peak_bytes();
   for (const TravellingGradient& gradient : travelling_) bytes += gradient.memory.peak_bytes();
   return bytes;
 }
 
 std::int64_t Model::system_allocations() const {
   std::int64_t count = scratch_.system_allocations() + recompute_.system_allocations();
-  for (const auto& state : alive_) count += state->saved.system_allocations();
+  for (const auto& state : alive_) count += state->saved.system_allocations() + state->routed.system_allocations();
   for (const TravellingGradient& gradient : travelling_) count += gradient.memory.system_allocations();
   return count;
 }

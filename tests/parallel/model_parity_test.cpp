@@ -103,7 +103,7 @@ TEST_CASE("keys and values of whole sequences, and their adjoint") {
   const Communicator& ranks = groups[GroupKind::cp];
   const std::int64_t sequence = 24, sequences = 3, width = 5;
   Arena saved, scratch;
-  Context c{*ops, groups, saved, scratch, DType::f64, 0};
+  Context c{*ops, groups, saved, saved, scratch, DType::f64, 0};
   const Microbatch batch{.batch = sequences, .sequence = sequence / ranks.size(), .whole = sequence};
   std::vector<std::int32_t> numbers(static_cast<std::size_t>(sequences * sequence));
   std::iota(numbers.begin(), numbers.end(), 0);

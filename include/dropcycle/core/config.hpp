@@ -114,9 +114,10 @@ struct CheckpointConfig {
 };
 
 struct DeviceConfig {
-  std::string backend = "cpu";         // cpu, reference
+  std::string backend = "cpu";         // cpu, cuda, reference
   std::string compute_dtype = "auto";  // auto, bf16, f32, f64
   int threads = 0;
+  bool cuda_graphs = false;
 
   bool operator==(const DeviceConfig&) const = default;
 };

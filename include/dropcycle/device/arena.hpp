@@ -67,7 +67,7 @@ class Arena {
   std::int64_t system_allocations() const { return system_allocations_; }
 
  private:
-  friend class ArenaScope;
+  friend class ArenaMark;
   struct Block {
     Buffer memory;
     std::int64_t used = 0;
@@ -91,18 +91,29 @@ class HostCopy {
   Tensor view_;
 };
 
-// Gives back at the end of the scope what was taken from the arena inside it.
-class ArenaScope {
+// How far an arena is filled. While nothing that was taken before is given back, restore() gives back what was taken
+// since.
+class ArenaMark {
  public:
-  explicit ArenaScope(Arena& arena);
-  ~ArenaScope();
-  ArenaScope(const ArenaScope&) = delete;
-  ArenaScope& operator=(const ArenaScope&) = delete;
+  explicit ArenaMark(Arena& arena);
+  void restore() const;
 
  private:
   Arena& arena_;
   std::size_t block_;
   std::int64_t used_;
+};
+
+// Gives back at the end of the scope what was taken from the arena inside it.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : mark_(arena) {}
+  ~ArenaScope() { mark_.restore(); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  ArenaMark mark_;
 };
 
 }  // namespace dropcycle

@@ -116,11 +116,12 @@ class Model {
   };
   // What one chunk keeps of a microbatch from forward to backward.
   struct Alive {
-    explicit Alive(Device& device) : saved(device) {}
+    explicit Alive(Device& device) : saved(device), routed(device) {}
+    void reset() { saved.reset(), routed.reset(); }
     bool in_use = false;
     std::int64_t microbatch = 0;
     int chunk = 0;
-    Arena saved;
+    Arena saved, routed;
     Microbatch batch;                // on the device
     std::vector<LayerSaved> layers;  // [L]
     Tensor output;                   // of the last layer: x + delta, goes to the next stage
@@ -145,6 +146,8 @@ class Model {
   ModelParameters<Tensor> bind(Get get) const;
 
   // model.cpp: layers.
+  // Part `part` of a microbatch's layers, which the backend may record (Ops::repeat).
+  void repeat(Context& context, std::uint64_t part, const std::function<void()>& work);
   Stream layer_forward(Context& context, std::size_t layer, const Microbatch& batch, const RouterTraining& training,
                        const Stream& in, const Tensor& delta, LayerSaved& saved, RoutingStatistics& routing,
                        const Look& look = {});
@@ -168,7 +171,7 @@ class Model {
   TravellingGradient& next_gradient();
   // Lets what was sent make progress while this stage computes.
   void progress();
-  Context context(Arena& saved, Recompute recompute);
+  Context context(Alive& state, Recompute recompute);
   // Values and, if not empty, shares to or from the next (+1) or the previous (-1) stage.
   std::vector<std::unique_ptr<Request>> send(const Tensor& values, std::vector<double>& shares, int direction) const;
   void receive(const Tensor& values, std::vector<double>& shares, int direction) const;

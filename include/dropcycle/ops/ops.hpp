@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -85,6 +86,13 @@ class Ops {
   virtual std::string_view name() const = 0;
   // Where all tensors live.
   virtual Device& device() const { return host_device(); }
+  // Runs work(), which asks for the same operations on the same memory whenever `key` comes again, as long as sizes
+  // stay. A backend may record it, and calls work() twice in a call where it does. work() neither waits for the device
+  // nor speaks to other ranks.
+  virtual void repeat(std::uint64_t key, const std::function<void()>& work) {
+    static_cast<void>(key);
+    work();
+  }
 
   // ---- Matrix products. Weights are [O, I], as in a checkpoint.
   // y[T,O] = x[T,I] wᵀ.  y is compute or acc.
@@ -215,8 +223,9 @@ class Ops {
 };
 
 struct OpsOptions {
-  int threads = 0;     // cpu. 0: as many as the process may run on
-  int local_rank = 0;  // cuda: the GPU's number on this node
+  int threads = 0;      // cpu. 0: as many as the process may run on
+  int local_rank = 0;   // cuda: the GPU's number on this node
+  bool graphs = false;  // cuda: record what repeat() runs
 };
 
 // backend: "reference" (plain loops; f64 and f32, and bf16 with f32 sums) or "cpu" (oneDNN and vectorised kernels;

@@ -77,13 +77,13 @@ void Dispatcher::group_received(Context& c, std::span<const std::int64_t> counts
       ungroup[static_cast<std::size_t>(row)] = static_cast<std::int32_t>(grouped);
     }
   }
-  plan.group_index = upload(c.saved, group);
-  plan.ungroup_index = upload(c.saved, ungroup);
+  plan.group_index = upload(c.routed, group);
+  plan.ungroup_index = upload(c.routed, ungroup);
 }
 
 Tensor Dispatcher::sort(Context& c, const DispatchPlan& plan, const Tensor& x) const {
   const Shape shape{plan.token_of_row.shape[0], x.shape[1]};
-  const Tensor sorted = (alone() ? c.saved : c.scratch).tensor(x.dtype, shape);  // alone: the experts' input
+  const Tensor sorted = (alone() ? c.routed : c.scratch).tensor(x.dtype, shape);  // alone: the experts' input
   c.ops.gather_rows(x, plan.token_of_row, sorted);
   return sorted;
 }

@@ -41,12 +41,12 @@ void Experts::forward(Context& c, const ExpertParameters<Tensor>& w, std::span<c
   const ArenaScope scope(c.scratch);
   const std::int64_t rows = offsets.back(), width = width_;
   // 1. Gate and up.
-  saved.gate_up = c.saved.tensor(c.compute, {rows, 2 * width});
+  saved.gate_up = c.routed.tensor(c.compute, {rows, 2 * width});
   c.ops.grouped_linear(saved.input, offsets, c.weight(w.gate_up), saved.gate_up);
   progress(under_way);
   // 2. SwiGLU.
   const bool keep = c.recompute != Recompute::selective;
-  const Tensor activated = (keep ? c.saved : c.scratch).tensor(c.compute, {rows, width});
+  const Tensor activated = (keep ? c.routed : c.scratch).tensor(c.compute, {rows, width});
   c.ops.swiglu(saved.gate_up, activated);
   saved.activated = keep ? activated : Tensor();
   progress(under_way);

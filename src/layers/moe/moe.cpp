@@ -70,11 +70,11 @@ Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Micro
   // 4. Experts.
   for (std::size_t p = 0; p < parts.size(); ++p) {
     DispatchedPart& part = parts[p];
-    part.experts.input = dispatcher_.receive(c, part.plan, there[p], c.saved);
+    part.experts.input = dispatcher_.receive(c, part.plan, there[p], c.routed);
     const DType type = partial_ ? c.acc() : c.compute;
-    const Tensor results = (dispatcher_.alone() ? c.saved : c.scratch).tensor(type, part.experts.input.shape);
+    const Tensor results = (dispatcher_.alone() ? c.routed : c.scratch).tensor(type, part.experts.input.shape);
     experts_.forward(c, w.experts, part.plan.offsets, part.experts, results, under_way(there, back, p, parts.size()));
-    back[p] = dispatcher_.send_back(c, part.plan, results, c.saved);
+    back[p] = dispatcher_.send_back(c, part.plan, results, c.routed);
   }
   // 5. Combine.
   for (std::size_t p = 0; p < parts.size(); ++p) {

@@ -21,7 +21,7 @@
 
 namespace dropcycle {
 
-// Where every row goes; the tensors lie in the saved arena.
+// Where every row goes; the tensors lie in the saved and routed arenas.
 struct DispatchPlan {
   Tensor token_of_row;                                  // i32 [T K]: the token whose copy is row i after step 1
   Tensor slots;                                         // i32 [T,K]: the row of (t, k) after step 1
@@ -59,7 +59,7 @@ class Dispatcher {
   Tensor sort(Context& context, const DispatchPlan& plan, const Tensor& x) const;
   // Step 2 begins: rows [T K, H] leave for the ranks of ep. Adjoint: send_back, as far as arrived().
   TravellingRows send(Context& context, const DispatchPlan& plan, const Tensor& rows) const;
-  // Steps 2 and 3 end: grouped rows [M,H] of what was sent, in `arena` (saved or scratch).
+  // Steps 2 and 3 end: grouped rows [M,H] of what was sent, in `arena` (routed or scratch).
   Tensor receive(Context& context, const DispatchPlan& plan, const TravellingRows& sent, Arena& arena) const;
   // Step 3', and 2' begins: grouped rows [M,H] (in acc where ETP > 1) leave for their owners, where they arrive as rows
   // [T K, H] in the order of step 1, in `arena`. Adjoint: send and receive.
