@@ -25,12 +25,7 @@ double normal_quantile(double u) {
   if (std::fabs(q) <= normal::kCentral) return normal::central(q);
   const double p = q < 0 ? u : 1.0 - u;
   const double r = std::sqrt(-normal::portable_log(p));
-  double value = 0;
-  if (r <= 5.0) {
-    value = normal::tail(p);
-  } else {
-    value = normal::polynomial(normal::kFarTop, r - 5.0) / normal::polynomial(normal::kFarBottom, r - 5.0);
-  }
+  const double value = r <= 5.0 ? normal::tail(p) : normal::far_tail(r);
   return q < 0 ? -value : value;
 }
 

@@ -48,6 +48,10 @@ class RandomStream {
   // out[i] = mean + standard_deviation * normal(first + i), computed in double, rounded once to out's type.
   void fill_normal(Tensor out, std::uint64_t first, double mean, double standard_deviation) const;
 
+  // Philox's key, and the upper half of its counter: for backends that draw by themselves.
+  const std::array<std::uint32_t, 2>& key() const { return key_; }
+  std::uint64_t stream() const { return stream_; }
+
  private:
   std::array<std::uint32_t, 4> block(std::uint64_t counter) const;
   std::array<std::uint32_t, 2> key_;

@@ -1,0 +1,69 @@
+// The operations that are own kernels (kernels.hpp), on one stream. CudaOps adds the products and cuDNN's attention.
+#pragma once
+
+#include <driver_types.h>
+
+#include "dropcycle/device/arena.hpp"
+#include "dropcycle/ops/ops.hpp"
+
+namespace dropcycle::cuda {
+
+class KernelOps : public Ops {
+ public:
+  KernelOps(Device& device, cudaStream_t stream);
+  std::string_view name() const override { return "cuda"; }
+  Device& device() const override { return device_; }
+
+  void fill_zero(const Tensor& x) override;
+  void convert(const Tensor& x, const Tensor& out) override;
+  void copy_columns(const Columns& x, const Columns& out, std::int64_t width) override;
+  void add(const Tensor& a, const Tensor& b, const Tensor& y) override;
+  void jitter(const Tensor& x, const RandomStream& stream, std::uint64_t first, double amplitude,
+              const Tensor& y) override;
+  void embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) override;
+  void embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) override;
+  void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& w, double epsilon, const Tensor& sum,
+                    const Tensor& y, const Tensor& inv_rms) override;
+  void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& inv_rms,
+                         const Tensor& dresidual, const Tensor& dx, const Tensor& dw) override;
+  void rope(const Tensor& x, const Tensor& positions, const Tensor& inverse_frequencies, std::int64_t head_size,
+            std::int64_t rotated_heads, int direction) override;
+  void attention(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask, const Tensor& out,
+                 const Tensor& lse) override;
+  void attention_backward(const AttentionShape& shape, const AttentionHeads& x, const AttentionMask& mask,
+                          const Tensor& out, const Tensor& lse, const Tensor& dout, const AttentionHeads& dx) override;
+  void swiglu(const Tensor& gate_up, const Tensor& y) override;
+  void swiglu_backward(const Tensor& dy, const Tensor& gate_up, const Tensor& dgate_up, const Tensor& y) override;
+  void router_logits(const Tensor& x, const Tensor& w, const Tensor& logits) override;
+  void router_logits_backward(const Tensor& dlogits, const Tensor& x, const Tensor& w, const Tensor& dx,
+                              const Tensor& dw) override;
+  void route(const Tensor& logits, RouterMode mode, const Tensor& experts, const Tensor& weights,
+             const Tensor& probabilities, const Tensor& lse) override;
+  void route_backward(RouterMode mode, const Tensor& experts, const Tensor& weights, const Tensor& probabilities,
+                      const Tensor& lse, const Tensor& dweights, const Tensor& dprobabilities, double z,
+                      const Tensor& dlogits) override;
+  void sum_rows(const Tensor& x, const Tensor& out) override;
+  void sort_rows(const Tensor& experts, const Tensor& counts, const Tensor& token_of_row, const Tensor& slots) override;
+  void gather_rows(const Tensor& x, const Tensor& index, const Tensor& out) override;
+  void combine(const Tensor& z, const Tensor& slots, const Tensor& weights, const Tensor& y) override;
+  void combine_backward(const Tensor& dy, const Tensor& z, const Tensor& slots, const Tensor& weights, const Tensor& dz,
+                        const Tensor& dweights) override;
+  void cross_entropy(const Tensor& logits, const Tensor& targets, double scale, const Tensor& losses,
+                     const Tensor& dlogits) override;
+  void cross_entropy_part(const Tensor& logits, const Tensor& targets, std::int64_t first, const Tensor& part) override;
+  void cross_entropy_of_parts(const Tensor& parts, const Tensor& logits, const Tensor& targets, std::int64_t first,
+                              double scale, const Tensor& losses, const Tensor& dlogits) override;
+  // Waits for the stream.
+  double squared_norm(const Tensor& x) override;
+  void adamw(const AdamwArguments& arguments, const Tensor& gradient, const Tensor& master, const Tensor& m,
+             const Tensor& v, const Tensor& weight) override;
+
+ private:
+  void* scratch() const { return scratch_.data(); }
+
+  Device& device_;
+  cudaStream_t stream_;
+  Buffer scratch_, norm_;
+};
+
+}  // namespace dropcycle::cuda
