@@ -3,6 +3,15 @@
 
 readonly requeue_status=75 # dropcycle's "I stopped on request after a commit: run me again"
 
+# train_with CONFIG: the array `trainer` is the command that trains, on GPUs where the CUDA build is there, else on the
+# CPU. What follows it (--set device.backend=...) has the last word.
+train_with() {
+  if [[ -x build/cuda/dropcycle ]]; then trainer=(build/cuda/dropcycle train "$1" --set device.backend=cuda)
+  else trainer=(build/cpu/dropcycle train "$1")
+  fi
+  echo "${trainer[0]} trains" >&2
+}
+
 # The index from 0 of this element of a job array, under Slurm, PBS or Grid Engine; SWEEP_INDEX overrides it.
 sweep_index() {
   if [[ -n ${SWEEP_INDEX:-} ]]; then echo "$SWEEP_INDEX"

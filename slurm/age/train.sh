@@ -18,8 +18,9 @@ export OMP_NUM_THREADS=8
 stop_after=$((24 * 3600 - 300))
 
 status=0
+train_with "$config"
 run_preemptible timeout --preserve-status --signal=USR1 "$stop_after" \
-  mpirun -n $((nodes * ranks_per_node)) --map-by "ppr:$ranks_per_node:node" build/cpu/dropcycle train "$config" \
+  mpirun -n $((nodes * ranks_per_node)) --map-by "ppr:$ranks_per_node:node" "${trainer[@]}" \
   --resume auto "$@" || status=$?
 ((status == requeue_status)) && exit 99
 exit "$status"

@@ -81,6 +81,14 @@ run 0 "${pbs[@]}" SWEEP_INDEX=4 -- slurm/pbs/ablation.pbs
 expect "init.ratio=1 "
 run 1 "${pbs[@]}" -- slurm/pbs/ablation.pbs # not a job array
 
+mkdir "$work/build/cuda" # the CUDA build is taken where it is there
+cp "$work/build/cpu/dropcycle" "$work/build/cuda/dropcycle"
+run 0 "${slurm[@]}" STATUS=0 -- slurm/train.sbatch configs/a.toml --set train.steps=3
+expect "build/cuda/dropcycle train configs/a.toml --set device.backend=cuda --resume auto --set train.steps=3"
+run 0 "${pbs[@]}" PBS_ARRAY_INDEX=1 -- slurm/pbs/ablation.pbs
+expect "build/cuda/dropcycle train configs/a.toml --set device.backend=cuda --set init.method=drop"
+rm -r "$work/build/cuda"
+
 printf 'a 4 q\nb 4 q\n' > "$work/nodes"
 run 0 PE_HOSTFILE="$work/nodes" -- slurm/age/train.sh configs/a.toml
 expect "mpirun -n 8 --map-by ppr:4:node build/cpu/dropcycle train configs/a.toml --resume auto"
