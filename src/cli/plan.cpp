@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "dropcycle/core/error.hpp"
+#include "dropcycle/model/step_time.hpp"
 #include "verbs.hpp"
 
 namespace dropcycle {
@@ -219,6 +221,71 @@ void print_search(const Config& config, int ranks, const PlanOptions& options, d
   }
 }
 
+std::string percent(double part, double whole) { return fmt::format("{:.1f}%", 100 * part / whole); }
+
+struct Loss {
+  const char* name;
+  double seconds;
+};
+
+// What a step's time goes to besides products, the largest first.
+std::vector<Loss> losses(const StepTime& t) {
+  std::vector<Loss> result = {{"attention", t.attention},
+                              {"memory-bound kernels", t.memory},
+                              {"host", t.host},
+                              {"tensor parallelism", t.tensor},
+                              {"context parallelism", t.context},
+                              {"rows to experts", t.expert},
+                              {"sends between stages", t.sends},
+                              {"pipeline bubble", t.bubble},
+                              {"gradients", t.gradients},
+                              {"weights", t.weights},
+                              {"optimizer", t.optimizer}};
+  std::ranges::sort(result, std::greater<>(), &Loss::seconds);
+  return result;
+}
+
+void print_assumptions(const Machine& machine, const Trainer& trainer) {
+  fmt::print("\nassumed (formulas, sources and published steps that check them: dropcycle/model/step_time.hpp)\n");
+  for (const std::string& line : assumptions(machine, trainer)) fmt::print("  {}\n", line);
+}
+
+void print_step_time(const Config& config, int ranks, const Machine& machine) {
+  const StepTime t = step_time(config, ranks, machine, this_trainer(config));
+  fmt::print("\na step takes {:.3g} s: {:.0f} tokens/s, {:.1f}% of the GPUs' operations (MFU), {} communication\n",
+             t.total(), t.tokens_per_second, 100 * t.mfu, percent(t.communication(), t.total()));
+  fmt::print("  {:<22} {:>7}\n", "products", percent(t.products, t.total()));
+  for (const Loss& loss : losses(t)) {
+    if (loss.seconds > 0) fmt::print("  {:<22} {:>7}\n", loss.name, percent(loss.seconds, t.total()));
+  }
+}
+
+void print_fastest(const Config& config, int ranks, const Machine& machine) {
+  constexpr std::size_t kShown = 5, kReasons = 3;
+  int tried = 0;
+  const auto found = fastest_layouts(config, ranks, machine, kShown, tried);
+  fmt::print("\nof {} layouts the fastest that fit into {} less {} for libraries\n", tried,
+             gigabytes(machine.memory_bytes), gigabytes(machine.reserved_bytes));
+  if (found.empty()) {
+    fmt::print("  none fits: take more ranks\n");
+    return;
+  }
+  fmt::print("  {:<46} {:>3} {:<9} {:>8} {:>8} {:>9} {:>6} {:>7}  {}\n", "layout", "mb", "recompute", "needs", "step",
+             "tokens/s", "MFU", "sending", "most of the rest goes to");
+  for (const LayoutChoice& choice : found) {
+    const StepTime& t = choice.time;
+    std::string reasons;
+    const std::vector<Loss> lost = losses(t);
+    for (const Loss& loss : std::span(lost).first(kReasons)) {
+      reasons += fmt::format("{}{} {}", reasons.empty() ? "" : ", ", loss.name, percent(loss.seconds, t.total()));
+    }
+    fmt::print("  {:<46} {:>3} {:<9} {:>8} {:>6.3g} s {:>9.0f} {:>5.1f}% {:>7}  {}\n",
+               describe(choice.plan, choice.config), choice.config.train.micro_batch, choice.config.train.recompute,
+               gigabytes(choice.plan.fullest().total()), t.total(), t.tokens_per_second, 100 * t.mfu,
+               percent(t.communication(), t.total()), reasons);
+  }
+}
+
 void plan(const PlanVerb& verb) {
   Config config = load_config(verb.file, verb.overrides);
   resolve(config);
@@ -243,10 +310,18 @@ void plan(const PlanVerb& verb) {
     print_stages(unbalanced);
   }
   print_traffic(balanced);
-  if (verb.memory.empty()) return;
-  const double memory = parse_memory(verb.memory);
-  print_verdict(config, verb.ranks, options, balanced, memory);
-  if (verb.search) print_search(config, verb.ranks, options, memory);
+  Machine machine;
+  if (!verb.memory.empty()) machine.memory_bytes = parse_memory(verb.memory);
+  const bool timed = verb.device == "h100";
+  if (timed) print_step_time(config, verb.ranks, machine);
+  if (!verb.memory.empty()) print_verdict(config, verb.ranks, options, balanced, machine.memory_bytes);
+  if (verb.search && timed) {
+    print_fastest(config, verb.ranks, machine);
+  } else if (verb.search) {
+    if (verb.memory.empty()) fail(Status::usage, "--search needs --memory-per-rank, or --device h100");
+    print_search(config, verb.ranks, options, machine.memory_bytes);
+  }
+  if (timed) print_assumptions(machine, this_trainer(config));
 }
 
 }  // namespace
@@ -256,19 +331,22 @@ void add_plan(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("plan", "Memory and communication of a layout, before anything is started");
   verb->add_option("CONFIG", options->file, "A TOML file")->required();
   verb->add_option("--ranks", options->ranks, "Ranks of the run")->required()->check(CLI::Range(1, 1 << 20));
-  auto* memory =
-      verb->add_option("--memory-per-rank", options->memory, "Says whether it fits, and what would: 94GB, 80GiB");
-  verb->add_flag("--search", options->search, "Tries every layout of powers of two, lists those that fit")
-      ->needs(memory);
-  verb->add_option("--device", options->device, "gpu: without the CPU backend's packed copies of the weights")
-      ->check(CLI::IsMember({"cpu", "gpu"}))
+  verb->add_option("--memory-per-rank", options->memory,
+                   "Says whether it fits, and what would: 94GB, 80GiB (h100: 80GB)");
+  verb->add_flag("--search", options->search,
+                 "Tries every layout of powers of two, lists those that fit; with h100 also microbatches and "
+                 "recomputation, the fastest first");
+  verb->add_option("--device", options->device,
+                   "gpu: without the CPU backend's packed copies of the weights; h100: also the time of a step")
+      ->check(CLI::IsMember({"cpu", "gpu", "h100"}))
       ->capture_default_str();
   add_set_option(*verb, options->overrides);
   verb->footer(
       "\nCounts tensors: not the program, MPI's buffers or a GPU's context.\n\nExamples:\n"
       "  dropcycle plan configs/experiment/quickstart_drop.toml --ranks 2 --memory-per-rank 2GB\n"
       "  dropcycle plan configs/experiment/moe_8x3_7b_drop.toml --ranks 64 --device gpu --memory-per-rank 94GB "
-      "--search");
+      "--search\n"
+      "  dropcycle plan configs/experiment/moe_8x3_7b_drop.toml --ranks 64 --device h100 --search");
   verb->callback([options] { plan(*options); });
 }
 

@@ -13,39 +13,6 @@ namespace {
 
 double worst_load(const PlanSizes& s) { return s.ep * std::min(s.chosen, s.local_experts) / s.chosen; }
 
-PlanSizes sizes_of(const Config& config, const Topology& topology, const PlanOptions& options, double load) {
-  const ModelConfig& m = config.model;
-  const Layout& l = topology.layout();
-  const auto number = [](std::int64_t value) { return static_cast<double>(value); };
-  PlanSizes s;
-  s.c = number(size_bytes(options.compute));
-  s.a = number(size_bytes(accumulator_of(options.compute)));
-  s.tp = l.tp, s.cp = l.cp, s.ep = l.ep, s.etp = l.etp;
-  s.whole = number(config.train.micro_batch * config.data.sequence_length);
-  s.g = s.whole / l.cp;
-  s.t = s.g / l.tp;
-  s.hidden = number(m.hidden_size);
-  s.heads = number(m.heads) / l.tp;
-  s.q = s.heads * number(m.head_size);
-  s.kv_heads = number(m.kv_heads);
-  s.head_size = number(m.head_size);
-  s.kv = std::max(1.0, s.kv_heads / l.tp) * s.head_size;
-  s.width = number(m.intermediate_size) / l.tp;
-  s.vocab = number((m.vocab_size + l.tp - 1) / l.tp);
-  s.moe = m.is_moe();
-  s.experts = number(m.experts);
-  s.chosen = number(m.experts_per_token);
-  s.local_experts = s.experts / l.ep;
-  s.expert_width = number(m.intermediate_size) / l.etp;
-  if (s.moe) s.received = s.t * s.chosen * std::min(load, worst_load(s));
-  s.m = s.received * l.etp;
-  s.parts = config.parallel.overlap_dispatch ? kDispatchParts : 1;
-  s.jitter = config.train.jitter > 0;
-  s.recompute = config.train.recompute;
-  s.evaluates = options.evaluates;
-  return s;
-}
-
 struct Numbers {
   double dense = 0, replicated = 0, expert = 0;  // of each gradient group
   double matrices = 0;                           // that products use
@@ -87,6 +54,39 @@ void add_state(StagePlan& stage, const PlanSizes& s, const Numbers& n, const Con
 
 }  // namespace
 
+PlanSizes plan_sizes(const Config& config, const Topology& topology, const PlanOptions& options, double load) {
+  const ModelConfig& m = config.model;
+  const Layout& l = topology.layout();
+  const auto number = [](std::int64_t value) { return static_cast<double>(value); };
+  PlanSizes s;
+  s.c = number(size_bytes(options.compute));
+  s.a = number(size_bytes(accumulator_of(options.compute)));
+  s.tp = l.tp, s.cp = l.cp, s.ep = l.ep, s.etp = l.etp;
+  s.whole = number(config.train.micro_batch * config.data.sequence_length);
+  s.g = s.whole / l.cp;
+  s.t = s.g / l.tp;
+  s.hidden = number(m.hidden_size);
+  s.heads = number(m.heads) / l.tp;
+  s.q = s.heads * number(m.head_size);
+  s.kv_heads = number(m.kv_heads);
+  s.head_size = number(m.head_size);
+  s.kv = std::max(1.0, s.kv_heads / l.tp) * s.head_size;
+  s.width = number(m.intermediate_size) / l.tp;
+  s.vocab = number((m.vocab_size + l.tp - 1) / l.tp);
+  s.moe = m.is_moe();
+  s.experts = number(m.experts);
+  s.chosen = number(m.experts_per_token);
+  s.local_experts = s.experts / l.ep;
+  s.expert_width = number(m.intermediate_size) / l.etp;
+  if (s.moe) s.received = s.t * s.chosen * std::min(load, worst_load(s));
+  s.m = s.received * l.etp;
+  s.parts = config.parallel.overlap_dispatch ? kDispatchParts : 1;
+  s.jitter = config.train.jitter > 0;
+  s.recompute = config.train.recompute;
+  s.evaluates = options.evaluates;
+  return s;
+}
+
 const StagePlan& Plan::fullest() const {
   return *std::ranges::max_element(stages, {}, [](const StagePlan& stage) { return stage.total(); });
 }
@@ -112,8 +112,8 @@ Plan make_plan(const Config& config, int ranks, const PlanOptions& options) {
   const Topology topology(
       {.tp = p.tensor, .cp = p.context, .dp = p.data, .pp = p.pipeline, .etp = p.expert_tensor, .ep = p.expert}, ranks);
   check_batch(config, topology);
-  const PlanSizes s = sizes_of(config, topology, options, options.expert_load.chunk);
-  const PlanSizes of_layer = sizes_of(config, topology, options, options.expert_load.layer);
+  const PlanSizes s = plan_sizes(config, topology, options, options.expert_load.chunk);
+  const PlanSizes of_layer = plan_sizes(config, topology, options, options.expert_load.layer);
   const PipelineOptions pipeline = pipeline_options(config);
   const Layout& l = topology.layout();
   Plan plan{.layout = l, .edp = topology.expert_data_parallel()};

@@ -24,6 +24,9 @@ struct PlanSizes {
   std::string recompute;
 };
 
+// For experts whose rows are `load` times what an even router gives them.
+PlanSizes plan_sizes(const Config& config, const Topology& topology, const PlanOptions& options, double load);
+
 // Fills saved and scratch, each with the sizes that the experts' load of it gives.
 void add_activations(StagePlan& stage, const PlanSizes& of_chunk, const PlanSizes& of_layer,
                      const std::vector<Chunk>& chunks, int stages);

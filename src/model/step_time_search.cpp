@@ -1,0 +1,110 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "dropcycle/core/error.hpp"
+#include "dropcycle/model/step_time.hpp"
+
+namespace dropcycle {
+namespace {
+
+// Calls visit(config) for every combination of settings; most of them are not valid.
+template <class Visit>
+void for_each_layout(const Config& config, int ranks, Visit&& visit) {
+  const int most_experts = static_cast<int>(std::max<std::int64_t>(1, config.model.experts));
+  const int most_context = config.data.sequence_length > 8192 ? 8 : 1;
+  Config c = config;
+  c.parallel.data = 0;
+  c.parallel.pipeline_layers.clear();
+  for (c.parallel.tensor = 1; c.parallel.tensor <= std::min(8, ranks); c.parallel.tensor *= 2) {
+    for (c.parallel.context = 1; c.parallel.context <= most_context; c.parallel.context *= 2) {
+      for (c.parallel.pipeline = 1; c.parallel.pipeline <= std::min<std::int64_t>(ranks, c.model.layers);
+           c.parallel.pipeline *= 2) {
+        for (c.parallel.expert = 1; c.parallel.expert <= most_experts; c.parallel.expert *= 2) visit(c);
+      }
+    }
+  }
+}
+
+template <class Visit>
+void for_each_setting(const Config& layout, Visit&& visit) {
+  Config c = layout;
+  std::vector<int> splits = {1};
+  if (c.model.is_moe() && c.parallel.tensor > 1) splits.push_back(c.parallel.tensor);
+  for (const int split : splits) {
+    for (const int stages : {1, 2, 4}) {
+      if (stages > 1 && c.parallel.pipeline == 1) continue;
+      for (const std::int64_t micro_batch : {1, 2, 4, 8}) {
+        for (const char* recompute : {"none", "selective", "full"}) {
+          c.parallel.expert_tensor = split;
+          c.parallel.virtual_stages = stages;
+          c.parallel.schedule = stages > 1 ? "interleaved" : "1f1b";
+          c.train.micro_batch = micro_batch;
+          c.train.recompute = recompute;
+          visit(c);
+        }
+      }
+    }
+  }
+}
+
+std::optional<LayoutChoice> choice_if_valid(Config config, int ranks, const Machine& machine) {
+  try {
+    resolve(config);
+    Plan plan = make_plan(config, ranks, {.compute = DType::bf16, .packed_weights = false, .evaluates = false});
+    StepTime time;
+    if (plan.fullest().total() <= machine.memory_bytes - machine.reserved_bytes) {
+      time = step_time(config, ranks, machine, this_trainer(config));
+    }
+    return LayoutChoice{std::move(config), std::move(plan), time};
+  } catch (const Error& error) {
+    if (error.status() != Status::usage) throw;
+    return std::nullopt;
+  }
+}
+
+}  // namespace
+
+std::vector<LayoutChoice> fastest_layouts(const Config& config, int ranks, const Machine& machine, std::size_t count,
+                                          int& tried) {
+  std::vector<LayoutChoice> fastest;
+  tried = 0;
+  for_each_layout(config, ranks, [&](const Config& layout) {
+    for_each_setting(layout, [&](const Config& setting) {
+      auto choice = choice_if_valid(setting, ranks, machine);
+      if (!choice) return;
+      ++tried;
+      if (choice->time.tokens_per_second == 0) return;
+      const auto place = std::ranges::upper_bound(fastest, choice->time.total(), {},
+                                                  [](const LayoutChoice& c) { return c.time.total(); });
+      fastest.insert(place, std::move(*choice));
+      if (fastest.size() > count) fastest.pop_back();
+    });
+  });
+  return fastest;
+}
+
+std::vector<std::string> assumptions(const Machine& m, const Trainer& t) {
+  const auto hidden = [](bool value) { return value ? "hidden" : "not hidden"; };
+  return {
+      fmt::format("{}: {:.4g} bf16 operations a second at most; products run at {:.4g} times {:.2f}, less where tiles "
+                  "don't fill {:.0f} processors",
+                  m.name, m.peak_rate, m.product_rate, m.sustained, m.processors),
+      "attention at the rates that were measured of cuDNN, 315e12 to 539e12 forward with head size 128",
+      fmt::format(
+          "memory moves {:.3g} bytes a second, kernels are {:.0f} us apart, the host's look at each MoE layer's "
+          "counts costs {:.0f} us",
+          m.bandwidth, m.launch_seconds * 1e6, m.host_seconds * 1e6),
+      fmt::format("{} GPUs a node: {:.3g} bytes a second to a neighbour in it, {:.3g} to another node; a collective "
+                  "costs {:.0f} or {:.0f} us besides",
+                  m.node_size, m.node_link, m.network_link, m.node_latency * 1e6, m.network_latency * 1e6),
+      fmt::format(
+          "of the communication, gradients' sums are {}, gathered weights {}, sends between stages {}; all else "
+          "is waited for",
+          hidden(t.hides_gradients), hidden(t.hides_weights), hidden(t.hides_sends)),
+      "the router is even: every expert has as many rows as any other",
+  };
+}
+
+}  // namespace dropcycle
