@@ -245,13 +245,13 @@ std::vector<Loss> losses(const StepTime& t) {
   return result;
 }
 
-void print_assumptions(const Machine& machine, const Trainer& trainer) {
+void print_assumptions(const GpuCluster& cluster, const SendingRules& rules) {
   fmt::print("\nassumed (formulas, sources and published steps that check them: dropcycle/model/step_time.hpp)\n");
-  for (const std::string& line : assumptions(machine, trainer)) fmt::print("  {}\n", line);
+  for (const std::string& line : assumptions(cluster, rules)) fmt::print("  {}\n", line);
 }
 
-void print_step_time(const Config& config, int ranks, const Machine& machine) {
-  const StepTime t = step_time(config, ranks, machine, this_trainer(config));
+void print_step_time(const Config& config, int ranks, const GpuCluster& cluster) {
+  const StepTime t = step_time(config, ranks, cluster, own_rules(config));
   fmt::print("\na step takes {:.3g} s: {:.0f} tokens/s, {:.1f}% of the GPUs' operations (MFU), {} communication\n",
              t.total(), t.tokens_per_second, 100 * t.mfu, percent(t.communication(), t.total()));
   fmt::print("  {:<22} {:>7}\n", "products", percent(t.products, t.total()));
@@ -260,12 +260,12 @@ void print_step_time(const Config& config, int ranks, const Machine& machine) {
   }
 }
 
-void print_fastest(const Config& config, int ranks, const Machine& machine) {
+void print_fastest(const Config& config, int ranks, const GpuCluster& cluster) {
   constexpr std::size_t kShown = 5, kReasons = 3;
   int tried = 0;
-  const auto found = fastest_layouts(config, ranks, machine, kShown, tried);
+  const auto found = fastest_layouts(config, ranks, cluster, kShown, tried);
   fmt::print("\nof {} layouts the fastest that fit into {} less {} for libraries\n", tried,
-             gigabytes(machine.memory_bytes), gigabytes(machine.reserved_bytes));
+             gigabytes(cluster.memory_bytes), gigabytes(cluster.reserved_bytes));
   if (found.empty()) {
     fmt::print("  none fits: take more ranks\n");
     return;
@@ -310,18 +310,18 @@ void plan(const PlanVerb& verb) {
     print_stages(unbalanced);
   }
   print_traffic(balanced);
-  Machine machine;
-  if (!verb.memory.empty()) machine.memory_bytes = parse_memory(verb.memory);
+  GpuCluster cluster;
+  if (!verb.memory.empty()) cluster.memory_bytes = parse_memory(verb.memory);
   const bool timed = verb.device == "h100";
-  if (timed) print_step_time(config, verb.ranks, machine);
-  if (!verb.memory.empty()) print_verdict(config, verb.ranks, options, balanced, machine.memory_bytes);
+  if (timed) print_step_time(config, verb.ranks, cluster);
+  if (!verb.memory.empty()) print_verdict(config, verb.ranks, options, balanced, cluster.memory_bytes);
   if (verb.search && timed) {
-    print_fastest(config, verb.ranks, machine);
+    print_fastest(config, verb.ranks, cluster);
   } else if (verb.search) {
     if (verb.memory.empty()) fail(Status::usage, "--search needs --memory-per-rank, or --device h100");
-    print_search(config, verb.ranks, options, machine.memory_bytes);
+    print_search(config, verb.ranks, options, cluster.memory_bytes);
   }
-  if (timed) print_assumptions(machine, this_trainer(config));
+  if (timed) print_assumptions(cluster, own_rules(config));
 }
 
 }  // namespace

@@ -31,13 +31,13 @@ struct Tile {
 // Smaller tiles read more for each multiplication.
 constexpr std::array<Tile, 3> kTiles = {{{128, 256, 1}, {128, 128, 0.9}, {64, 128, 0.75}}};
 
-double wave_share(const Machine& machine, double m, double n) {
+double wave_share(const GpuCluster& cluster, double m, double n) {
   double best = 0;
   for (const Tile& tile : kTiles) {
     const double tiles = std::ceil(m / tile.rows) * std::ceil(n / tile.columns);
-    const double waves = std::ceil(tiles / machine.processors);
+    const double waves = std::ceil(tiles / cluster.processors);
     const double filled = m * n / (tile.rows * tile.columns);
-    best = std::max(best, tile.speed * filled / (waves * machine.processors));
+    best = std::max(best, tile.speed * filled / (waves * cluster.processors));
   }
   return best;
 }
@@ -60,15 +60,15 @@ Seconds operator*(double factor, Seconds x) {
 
 class Estimate {
  public:
-  Estimate(const Config& config, int ranks, const Machine& machine, const Trainer& trainer)
+  Estimate(const Config& config, int ranks, const GpuCluster& cluster, const SendingRules& rules)
       : config_(config),
-        machine_(machine),
-        trainer_(trainer),
+        cluster_(cluster),
+        rules_(rules),
         options_{.compute = DType::bf16, .packed_weights = false, .evaluates = false},
         plan_(make_plan(config, ranks, options_)),
         topology_(plan_.layout, ranks),
         s_(plan_sizes(config, topology_, options_, 1)),
-        r_(trainer.residual_bytes) {}
+        r_(rules.residual_bytes) {}
 
   StepTime run() {
     const PipelineOptions pipeline = pipeline_options(config_);
@@ -99,7 +99,7 @@ class Estimate {
     const double tokens = static_cast<double>(config_.train.global_batch * config_.data.sequence_length);
     t.tokens_per_second = tokens / t.total();
     t.mfu = t.tokens_per_second * model_flops_per_token(config_.model, config_.data.sequence_length) /
-            (machine_.peak_rate * topology_.world_size());
+            (cluster_.peak_rate * topology_.world_size());
     return t;
   }
 
@@ -107,16 +107,16 @@ class Estimate {
   int s_stages() const { return plan_.layout.pp; }
 
   double collective(GroupKind group, Collective kind, double bytes) const {
-    return collective_seconds(machine_, kind, topology_.members(group, 0), bytes);
+    return collective_seconds(cluster_, kind, topology_.members(group, 0), bytes);
   }
-  double moved(double bytes) const { return bytes / machine_.bandwidth + machine_.launch_seconds; }
+  double moved(double bytes) const { return bytes / cluster_.bandwidth + cluster_.launch_seconds; }
 
   // x[m,k] w[n,k]ᵀ: forward, and what backward needs.
   double forward_product(double m, double n, double k, double bytes) const {
-    return product_seconds(machine_, m, n, k, m * n * bytes);
+    return product_seconds(cluster_, m, n, k, m * n * bytes);
   }
   double backward_products(double m, double n, double k, double bytes) const {
-    return product_seconds(machine_, m, k, n, m * k * bytes) + product_seconds(machine_, n, k, m, 2 * n * k * s_.a);
+    return product_seconds(cluster_, m, k, n, m * k * bytes) + product_seconds(cluster_, n, k, m, 2 * n * k * s_.a);
   }
 
   void add_chunk(const Chunk& chunk, Seconds& forward, Seconds& backward) const {
@@ -158,8 +158,8 @@ class Estimate {
     backward.memory += rope;
     const auto sequence = static_cast<double>(config_.data.sequence_length);
     const double share = static_cast<double>(config_.train.micro_batch) / s_.cp;  // of whole sequences
-    forward.attention += share * attention_seconds(machine_, sequence, s_.heads, s_.head_size, false);
-    backward.attention += share * attention_seconds(machine_, sequence, s_.heads, s_.head_size, true);
+    forward.attention += share * attention_seconds(cluster_, sequence, s_.heads, s_.head_size, false);
+    backward.attention += share * attention_seconds(cluster_, sequence, s_.heads, s_.head_size, true);
     if (s_.cp == 1) return;
     const double keys = s_.whole * 2 * s_.kv;
     const double gather = collective(GroupKind::cp, Collective::all_gather, keys * s_.c);
@@ -192,13 +192,13 @@ class Estimate {
     add_swiglu(forward, backward, s_.m, s_.expert_width);
     // Router; rows to the order of the experts and back, once more where they come from other ranks.
     const double permuted = moved(s_.t * s_.hidden * s_.c + sent * s_.c) + moved(sent * s_.c + s_.t * s_.hidden * r_);
-    forward.memory += permuted + 6 * machine_.launch_seconds + moved(s_.t * s_.hidden * s_.c);
-    backward.memory += permuted + moved(sent * s_.c) + 4 * machine_.launch_seconds + moved(2 * s_.t * s_.hidden * s_.c);
+    forward.memory += permuted + 6 * cluster_.launch_seconds + moved(s_.t * s_.hidden * s_.c);
+    backward.memory += permuted + moved(sent * s_.c) + 4 * cluster_.launch_seconds + moved(2 * s_.t * s_.hidden * s_.c);
     if (s_.ep * s_.etp > 1 && s_.local_experts > 1) {
       forward.memory += 2 * moved(2 * s_.m * s_.hidden * s_.c);
       backward.memory += 2 * moved(2 * s_.m * s_.hidden * s_.c);
     }
-    forward.host += machine_.host_seconds;
+    forward.host += cluster_.host_seconds;
     if (s_.ep > 1) {
       const double exchange = collective(GroupKind::ep, Collective::all_to_all, sent * s_.c * (s_.ep - 1) / s_.ep);
       forward.expert += 2 * exchange;
@@ -223,11 +223,11 @@ class Estimate {
 
   // What a stage waits for of its neighbours, for one microbatch.
   double sends_of(const std::vector<Chunk>& chunks, int stage) const {
-    if (s_stages() == 1 || trainer_.hides_sends) return 0;
+    if (s_stages() == 1 || rules_.hides_sends) return 0;
     const int rank = topology_.rank_of(0, 0, 0, stage), next = topology_.rank_of(0, 0, 0, (stage + 1) % s_stages());
     double sum = 0;
     for (const Chunk& chunk : chunks) {
-      const double one = collective_seconds(machine_, Collective::send, {std::min(rank, next), std::max(rank, next)},
+      const double one = collective_seconds(cluster_, Collective::send, {std::min(rank, next), std::max(rank, next)},
                                             s_.t * s_.hidden * r_);
       sum += (chunk.begins ? 0 : one) + (chunk.ends ? 0 : one);
     }
@@ -251,13 +251,13 @@ class Estimate {
     const double gathered = sharded ? once(Collective::all_gather, s_.c) : 0;
     // Of one microbatch's work; the first and last bucket have nothing to hide behind.
     constexpr double kHidden = 0.9;
-    t.gradients = trainer_.hides_gradients ? std::max(0.1 * reduced, reduced - kHidden * backward) : reduced;
-    t.weights = trainer_.hides_weights ? std::max(0.1 * gathered, gathered - kHidden * forward) : gathered;
+    t.gradients = rules_.hides_gradients ? std::max(0.1 * reduced, reduced - kHidden * backward) : reduced;
+    t.weights = rules_.hides_weights ? std::max(0.1 * gathered, gathered - kHidden * forward) : gathered;
   }
 
   const Config& config_;
-  const Machine& machine_;
-  const Trainer& trainer_;
+  const GpuCluster& cluster_;
+  const SendingRules& rules_;
   PlanOptions options_;
   Plan plan_;
   Topology topology_;
@@ -267,14 +267,14 @@ class Estimate {
 
 }  // namespace
 
-Trainer this_trainer(const Config& config) {
+SendingRules own_rules(const Config& config) {
   return {.residual_bytes = 4,
           .hides_sends = false,
           .hides_gradients = config.parallel.overlap_gradients,
           .hides_weights = config.parallel.overlap_weights};
 }
 
-Trainer megatron_core() {
+SendingRules megatron_core_rules() {
   return {.residual_bytes = 2, .hides_sends = true, .hides_gradients = true, .hides_weights = true};
 }
 
@@ -287,12 +287,12 @@ double model_flops_per_token(const ModelConfig& c, std::int64_t sequence) {
   return 3 * (n(c.layers) * layer + 2 * hidden * n(c.vocab_size));
 }
 
-double product_seconds(const Machine& machine, double m, double n, double k, double result_bytes) {
-  const double rate = machine.product_rate * machine.sustained * wave_share(machine, m, n);
-  return 2 * m * n * k / rate + result_bytes / machine.bandwidth + machine.launch_seconds;
+double product_seconds(const GpuCluster& cluster, double m, double n, double k, double result_bytes) {
+  const double rate = cluster.product_rate * cluster.sustained * wave_share(cluster, m, n);
+  return 2 * m * n * k / rate + result_bytes / cluster.bandwidth + cluster.launch_seconds;
 }
 
-double attention_seconds(const Machine& machine, double sequence, double heads, double head_size, bool backward) {
+double attention_seconds(const GpuCluster& cluster, double sequence, double heads, double head_size, bool backward) {
   const double operations = 2 * sequence * sequence * heads * head_size;  // 4 S² D, half of it seen
   const double masked = at_length(kForward128, sequence) / at_length(kForward128Whole, sequence);
   // Head sizes below 128: the rate of 64, by the table without a mask.
@@ -300,26 +300,26 @@ double attention_seconds(const Machine& machine, double sequence, double heads, 
       head_size >= 128 ? 1 : at_length(kForward64Whole, sequence) / at_length(kForward128Whole, sequence);
   const double whole = at_length(backward ? kBackward128Whole : kForward128Whole, sequence);
   const double rate = 1e12 * whole * masked * narrow;
-  return (backward ? 2.5 : 1) * operations / rate + machine.launch_seconds * (backward ? 3 : 1);
+  return (backward ? 2.5 : 1) * operations / rate + cluster.launch_seconds * (backward ? 3 : 1);
 }
 
-double collective_seconds(const Machine& machine, Collective kind, const std::vector<int>& ranks, double bytes) {
+double collective_seconds(const GpuCluster& cluster, Collective kind, const std::vector<int>& ranks, double bytes) {
   const int count = static_cast<int>(ranks.size());
   if (count < 2) return 0;
   const double sent = bytes_sent(kind, count, bytes);
-  const int node = ranks.front() / machine.node_size;
+  const int node = ranks.front() / cluster.node_size;
   const double local =
-      static_cast<double>(std::ranges::count_if(ranks, [&](int r) { return r / machine.node_size == node; }));
-  if (static_cast<int>(local) == count) return machine.node_latency + sent / machine.node_link;
+      static_cast<double>(std::ranges::count_if(ranks, [&](int r) { return r / cluster.node_size == node; }));
+  if (static_cast<int>(local) == count) return cluster.node_latency + sent / cluster.node_link;
   if (kind == Collective::all_to_all) {
     const double inside = sent * (local - 1) / (count - 1);
-    return machine.network_latency + std::max(inside / machine.node_link, (sent - inside) / machine.network_link);
+    return cluster.network_latency + std::max(inside / cluster.node_link, (sent - inside) / cluster.network_link);
   }
-  return machine.network_latency * std::log2(count) + sent / std::min(machine.node_link, local * machine.network_link);
+  return cluster.network_latency * std::log2(count) + sent / std::min(cluster.node_link, local * cluster.network_link);
 }
 
-StepTime step_time(const Config& config, int ranks, const Machine& machine, const Trainer& trainer) {
-  return Estimate(config, ranks, machine, trainer).run();
+StepTime step_time(const Config& config, int ranks, const GpuCluster& cluster, const SendingRules& rules) {
+  return Estimate(config, ranks, cluster, rules).run();
 }
 
 }  // namespace dropcycle

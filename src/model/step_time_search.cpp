@@ -49,13 +49,13 @@ void for_each_setting(const Config& layout, Visit&& visit) {
   }
 }
 
-std::optional<LayoutChoice> choice_if_valid(Config config, int ranks, const Machine& machine) {
+std::optional<LayoutChoice> choice_if_valid(Config config, int ranks, const GpuCluster& cluster) {
   try {
     resolve(config);
     Plan plan = make_plan(config, ranks, {.compute = DType::bf16, .packed_weights = false, .evaluates = false});
     StepTime time;
-    if (plan.fullest().total() <= machine.memory_bytes - machine.reserved_bytes) {
-      time = step_time(config, ranks, machine, this_trainer(config));
+    if (plan.fullest().total() <= cluster.memory_bytes - cluster.reserved_bytes) {
+      time = step_time(config, ranks, cluster, own_rules(config));
     }
     return LayoutChoice{std::move(config), std::move(plan), time};
   } catch (const Error& error) {
@@ -66,13 +66,13 @@ std::optional<LayoutChoice> choice_if_valid(Config config, int ranks, const Mach
 
 }  // namespace
 
-std::vector<LayoutChoice> fastest_layouts(const Config& config, int ranks, const Machine& machine, std::size_t count,
+std::vector<LayoutChoice> fastest_layouts(const Config& config, int ranks, const GpuCluster& cluster, std::size_t count,
                                           int& tried) {
   std::vector<LayoutChoice> fastest;
   tried = 0;
   for_each_layout(config, ranks, [&](const Config& layout) {
     for_each_setting(layout, [&](const Config& setting) {
-      auto choice = choice_if_valid(setting, ranks, machine);
+      auto choice = choice_if_valid(setting, ranks, cluster);
       if (!choice) return;
       ++tried;
       if (choice->time.tokens_per_second == 0) return;
@@ -85,7 +85,7 @@ std::vector<LayoutChoice> fastest_layouts(const Config& config, int ranks, const
   return fastest;
 }
 
-std::vector<std::string> assumptions(const Machine& m, const Trainer& t) {
+std::vector<std::string> assumptions(const GpuCluster& m, const SendingRules& t) {
   const auto hidden = [](bool value) { return value ? "hidden" : "not hidden"; };
   return {
       fmt::format("{}: {:.4g} bf16 operations a second at most; products run at {:.4g} times {:.2f}, less where tiles "

@@ -61,14 +61,14 @@ const std::vector<Published> kPublished = {
     {k8x22b, {2, 8, 1, 8, 7}, 256, 128, 0.493},       {k8x22b, {4, 8, 4, 1, 1}, 256, 128, 0.366},
 };
 
-double modelled(const Published& p, const Machine& machine) {
-  return step_time(mixtral(p.model, p.layout, p.batch), p.ranks, machine, megatron_core()).mfu;
+double modelled(const Published& p, const GpuCluster& cluster) {
+  return step_time(mixtral(p.model, p.layout, p.batch), p.ranks, cluster, megatron_core_rules()).mfu;
 }
 
 // Of the largest relative error of all published steps.
-double worst_error(const Machine& machine, const std::vector<Published>& published = kPublished) {
+double worst_error(const GpuCluster& cluster, const std::vector<Published>& published = kPublished) {
   double worst = 0;
-  for (const Published& p : published) worst = std::max(worst, std::abs(modelled(p, machine) / p.mfu - 1));
+  for (const Published& p : published) worst = std::max(worst, std::abs(modelled(p, cluster) / p.mfu - 1));
   return worst;
 }
 
@@ -87,17 +87,17 @@ TEST_CASE("published steps of Megatron-Core within 15%") {
 // What the published steps tell about each assumption: what is wrong by this much doesn't pass.
 TEST_CASE("a wrong assumption is found out") {
   CHECK(worst_error({}) <= kTolerance);
-  const auto with = [](double Machine::*member, double factor) {
-    Machine machine;
-    machine.*member *= factor;
-    return worst_error(machine);
+  const auto with = [](double GpuCluster::*member, double factor) {
+    GpuCluster cluster;
+    cluster.*member *= factor;
+    return worst_error(cluster);
   };
-  CHECK(!(with(&Machine::product_rate, 2) <= kTolerance));
-  CHECK(!(with(&Machine::product_rate, 0.5) <= kTolerance));
-  CHECK(!(with(&Machine::sustained, 0.5) <= kTolerance));
-  CHECK(!(with(&Machine::bandwidth, 0.5) <= kTolerance));
-  CHECK(!(with(&Machine::network_link, 1.0 / 3) <= kTolerance));  // half of it would pass
-  Machine slow_links;
+  CHECK(!(with(&GpuCluster::product_rate, 2) <= kTolerance));
+  CHECK(!(with(&GpuCluster::product_rate, 0.5) <= kTolerance));
+  CHECK(!(with(&GpuCluster::sustained, 0.5) <= kTolerance));
+  CHECK(!(with(&GpuCluster::bandwidth, 0.5) <= kTolerance));
+  CHECK(!(with(&GpuCluster::network_link, 1.0 / 3) <= kTolerance));  // half of it would pass
+  GpuCluster slow_links;
   slow_links.node_link *= 0.5, slow_links.network_link *= 0.5;
   CHECK(!(worst_error(slow_links) <= kTolerance));
   auto without_virtual_stages = kPublished;
@@ -106,30 +106,30 @@ TEST_CASE("a wrong assumption is found out") {
 }
 
 TEST_CASE("products as measured") {
-  Machine machine;
-  machine.sustained = 1;  // short runs
+  GpuCluster cluster;
+  cluster.sustained = 1;  // short runs
   const double columns = 8192, bytes = columns * columns * 2;
   const std::vector<std::pair<double, double>> measured = {
       {256, 386e12}, {512, 520e12}, {1024, 628e12}, {2048, 705e12}, {4096, 736e12}, {8192, 758e12}, {16384, 766e12}};
   for (const auto& [k, rate] : measured) {
     INFO("K ", k);
-    const double modelled = 2 * columns * columns * k / product_seconds(machine, columns, columns, k, bytes);
+    const double modelled = 2 * columns * columns * k / product_seconds(cluster, columns, columns, k, bytes);
     CHECK(std::abs(modelled / rate - 1) <= 0.11);
   }
   // 780e12: H. He, "H100 peak matmul FLOPS".
-  const double tuned = 2 * 4224.0 * 2048 * 8192 / product_seconds(machine, 4224, 2048, 8192, 4224.0 * 2048 * 2);
+  const double tuned = 2 * 4224.0 * 2048 * 8192 / product_seconds(cluster, 4224, 2048, 8192, 4224.0 * 2048 * 2);
   CHECK(std::abs(tuned / 780e12 - 1) <= 0.1);
 }
 
 TEST_CASE("few rows can't fill the processors") {
-  const Machine machine;
-  const auto rate = [&](double m) { return 2 * m * 4096 * 4096 / product_seconds(machine, m, 4096, 4096, m * 8192); };
+  const GpuCluster cluster;
+  const auto rate = [&](double m) { return 2 * m * 4096 * 4096 / product_seconds(cluster, m, 4096, 4096, m * 8192); };
   CHECK(rate(64) < 0.25 * rate(4096));
   CHECK(rate(512) < rate(4096));
 }
 
 TEST_CASE("collectives: links of a node, and between nodes") {
-  const Machine m;
+  const GpuCluster m;
   const auto line = [](int count, int stride) {
     std::vector<int> ranks;
     for (int i = 0; i < count; ++i) ranks.push_back(i * stride);
@@ -152,17 +152,17 @@ TEST_CASE("collectives: links of a node, and between nodes") {
 TEST_CASE("the search finds what fits, fastest first") {
   Config config = mixtral(k8x7b, {1, 1, 1, 1, 1}, 256);
   int tried = 0;
-  const Machine machine;
-  const auto found = fastest_layouts(config, 16, machine, 5, tried);
+  const GpuCluster cluster;
+  const auto found = fastest_layouts(config, 16, cluster, 5, tried);
   REQUIRE(found.size() == 5);
   CHECK(tried > 100);
   for (std::size_t i = 0; i < found.size(); ++i) {
-    CHECK(found[i].plan.fullest().total() <= machine.memory_bytes - machine.reserved_bytes);
+    CHECK(found[i].plan.fullest().total() <= cluster.memory_bytes - cluster.reserved_bytes);
     if (i > 0) CHECK(found[i - 1].time.total() <= found[i].time.total());
     CHECK(found[i].time.mfu > 0.05);
     CHECK(found[i].time.mfu < 0.7);
   }
-  Machine small;
+  GpuCluster small;
   small.memory_bytes = 8e9;
   CHECK(fastest_layouts(config, 16, small, 5, tried).empty());
 }

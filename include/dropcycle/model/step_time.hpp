@@ -19,7 +19,7 @@
 //   times 0.8; between nodes one 400 Gbit/s InfiniBand card a GPU, times 0.85. A ring over several nodes runs at the
 //   lower of NVLink and the cards of the ranks that it has in a node; an all-to-all splits its bytes by destination.
 // Pipeline: T = M t + (P - 1) t / V, t the slowest stage's time for one microbatch (Narayanan et al., 2021b).
-// Overlap: see Trainer.
+// Overlap: see SendingRules.
 // Dropless routing: in each MoE layer's forward the host waits for the counts, and kernels are late by host_seconds.
 //
 // Chosen: s = 0.8, a round number between what would meet Mixtral 8x7B (0.76) and 8x22B on 128 GPUs (0.88) below; it is
@@ -50,7 +50,7 @@
 namespace dropcycle {
 
 // A GPU and what joins it to others.
-struct Machine {
+struct GpuCluster {
   std::string name = "H100 SXM 80 GB, 8 in a node";
   double memory_bytes = 80e9;
   double reserved_bytes = 6e9;   // context, libraries' workspaces, communication buffers
@@ -67,17 +67,17 @@ struct Machine {
 };
 
 // What a trainer sends and hides.
-struct Trainer {
+struct SendingRules {
   double residual_bytes = 4;    // of a number of the residual stream, and of sums over tp and etp
   bool hides_sends = false;     // between stages, behind other chunks' work
   bool hides_gradients = true;  // reduced during the last microbatch's backward
   bool hides_weights = false;   // gathered during the next step's first forward
 };
 // This one, with the configuration's choices of overlap.
-Trainer this_trainer(const Config& config);
+SendingRules own_rules(const Config& config);
 // Megatron-Core as its published runs are set up: bf16 residual stream, interleaved sends, gradient reduction and
 // weight gathering overlapped.
-Trainer megatron_core();
+SendingRules megatron_core_rules();
 
 // Seconds of a step on the slowest rank; what isn't hidden of communication.
 struct StepTime {
@@ -97,17 +97,17 @@ struct StepTime {
 double model_flops_per_token(const ModelConfig& config, std::int64_t sequence);
 
 // Seconds of one product on one GPU; result_bytes is what it writes (and reads, where it accumulates).
-double product_seconds(const Machine& machine, double m, double n, double k, double result_bytes);
+double product_seconds(const GpuCluster& cluster, double m, double n, double k, double result_bytes);
 // Seconds of causal attention over one sequence and head group: forward, and backward.
-double attention_seconds(const Machine& machine, double sequence, double heads, double head_size, bool backward);
+double attention_seconds(const GpuCluster& cluster, double sequence, double heads, double head_size, bool backward);
 // Seconds of one collective of `bytes` (as in bytes_sent()) among these ranks of the world.
-double collective_seconds(const Machine& machine, Collective kind, const std::vector<int>& ranks, double bytes);
+double collective_seconds(const GpuCluster& cluster, Collective kind, const std::vector<int>& ranks, double bytes);
 
 // One line for each assumption, with its number.
-std::vector<std::string> assumptions(const Machine& machine, const Trainer& trainer);
+std::vector<std::string> assumptions(const GpuCluster& cluster, const SendingRules& rules);
 
 // `config` is resolved. Throws as make_plan() does.
-StepTime step_time(const Config& config, int ranks, const Machine& machine, const Trainer& trainer);
+StepTime step_time(const Config& config, int ranks, const GpuCluster& cluster, const SendingRules& rules);
 
 struct LayoutChoice {
   Config config;
@@ -115,10 +115,10 @@ struct LayoutChoice {
   StepTime time;
 };
 
-// The `count` fastest layouts of `config` on these ranks that fit into the machine's memory with an even router, as
+// The `count` fastest layouts of `config` on these ranks that fit into the cluster's memory with an even router, as
 // this trainer would run them. Tried: tp up to 8, cp where S > 8192, pp, ep in powers of two; etp 1 or tp; 1, 2 or 4
 // virtual stages; microbatches of 1 to 8 sequences; every kind of recomputation. tried: how many layouts are valid.
-std::vector<LayoutChoice> fastest_layouts(const Config& config, int ranks, const Machine& machine, std::size_t count,
+std::vector<LayoutChoice> fastest_layouts(const Config& config, int ranks, const GpuCluster& cluster, std::size_t count,
                                           int& tried);
 
 }  // namespace dropcycle
