@@ -4,8 +4,8 @@
 #include <cstring>
 #include <exception>
 #include <limits>
-#include <numeric>
 
+#include "checks.hpp"
 #include "dropcycle/core/profile.hpp"
 #include "exchange.hpp"
 
@@ -111,21 +111,20 @@ class MpiCommunicator final : public Communicator {
 
   std::unique_ptr<Request> start_reduce_scatter(const Tensor& x) override {
     count(Collective::reduce_scatter, x.bytes());
-    return start_exchange(next_exchange(), x, even_pieces(x), true, false);
+    return start_exchange(next_exchange(), x, even_pieces(x.elements(), size_), true, false);
   }
   std::unique_ptr<Request> start_all_gather(const Tensor& x) override {
     count(Collective::all_gather, x.bytes());
-    return start_exchange(next_exchange(), x, even_pieces(x), false, true);
+    return start_exchange(next_exchange(), x, even_pieces(x.elements(), size_), false, true);
   }
   std::unique_ptr<Request> start_all_reduce(const Tensor& x) override {
     count(Collective::all_reduce, x.bytes());
-    return start_exchange(next_exchange(), x, even_pieces(x), true, true);
+    return start_exchange(next_exchange(), x, even_pieces(x.elements(), size_), true, true);
   }
 
   void all_gather(const Tensor& x, const Tensor& out) override {
     const Span span(SpanKind::communication, "all_gather");
-    require(x.dtype == out.dtype && out.elements() == size_ * x.elements(), "group {}: all_gather of {} into {}", name_,
-            to_string(x.shape), to_string(out.shape));
+    check_even(place(), x, out, "all_gather");
     if (x.elements() == 0) return;
     count(Collective::all_gather, out.bytes());
     const std::int64_t rows = x.shape.dims() == 0 ? 1 : x.shape[0];
@@ -136,8 +135,7 @@ class MpiCommunicator final : public Communicator {
 
   void reduce_scatter(const Tensor& x, const Tensor& out) override {
     const Span span(SpanKind::communication, "reduce_scatter");
-    require(x.dtype == out.dtype && x.elements() == size_ * out.elements(), "group {}: reduce_scatter of {} into {}",
-            name_, to_string(x.shape), to_string(out.shape));
+    check_even(place(), out, x, "reduce_scatter");
     count(Collective::reduce_scatter, x.bytes());
     const int elements = as_count(out.elements(), "reduce_scatter");
     check(MPI_Reduce_scatter_block(x.data, out.data, elements, summable_type(x.dtype), MPI_SUM, comm_.get()),
@@ -146,10 +144,10 @@ class MpiCommunicator final : public Communicator {
 
   void all_gather(const Tensor& x, std::span<const std::int64_t> counts, const Tensor& out) override {
     const Span span(SpanKind::communication, "all_gather");
-    check_rows(x, counts, out, out, x, "all_gather");
+    check_rows(place(), x, counts, out, "all_gather");
     count(Collective::all_gather, out.bytes());
     const Counts gathered = as_counts(counts, "all_gather");
-    const RowType row(as_count(bytes_of_row(x), "all_gather"));
+    const RowType row(as_count(bytes_of_row(place(), x), "all_gather"));
     check(MPI_Allgatherv(x.data, gathered.rows[static_cast<std::size_t>(rank_)], row.get(), out.data,
                          gathered.rows.data(), gathered.first.data(), row.get(), comm_.get()),
           "all_gather");
@@ -157,10 +155,10 @@ class MpiCommunicator final : public Communicator {
 
   void reduce_scatter(const Tensor& x, std::span<const std::int64_t> counts, const Tensor& out) override {
     const Span span(SpanKind::communication, "reduce_scatter");
-    check_rows(x, counts, out, x, out, "reduce_scatter");
+    check_rows(place(), out, counts, x, "reduce_scatter");
     count(Collective::reduce_scatter, x.bytes());
     std::vector<Piece> pieces;
-    const std::int64_t width = bytes_of_row(x) / size_bytes(x.dtype);
+    const std::int64_t width = bytes_of_row(place(), x) / size_bytes(x.dtype);
     for (const std::int64_t rows : counts) {
       pieces.push_back({pieces.empty() ? 0 : pieces.back().first + pieces.back().count, rows * width});
     }
@@ -185,8 +183,6 @@ class MpiCommunicator final : public Communicator {
     const RowExchange rows = row_exchange(x, send, out, recv);
     const RowType row(rows.row_bytes);
     const auto own = static_cast<std::size_t>(rank_);
-    require(send[own] == recv[own], "group {}: all_to_all of {} rows to itself, {} expected", name_, send[own],
-            recv[own]);
     auto request = std::make_unique<MpiRequest>(name_, rank_, "all_to_all");
     const int tag = next_exchange().tag;
     const auto rows_of = [&](const Tensor& tensor, const Counts& counts, std::size_t peer) {
@@ -275,6 +271,7 @@ class MpiCommunicator final : public Communicator {
     std::int64_t total = 0;
   };
 
+  GroupPlace place() const { return {name_, rank_, size_}; }
   void check(int code, const char* call) const { check_mpi(code, name_, rank_, call); }
 
   std::unique_ptr<Request> send(const void* data, std::int64_t bytes, int to, int tag) {
@@ -300,8 +297,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   std::unique_ptr<MpiRequest> message(const char* call, int peer) const {
-    require(peer >= 0 && peer < size_ && peer != rank_, "group {}: {} between rank {} and {} of {}", name_, call, rank_,
-            peer, size_);
+    check_peer(place(), peer, call);
     return std::make_unique<MpiRequest>(name_, rank_, call);
   }
 
@@ -324,13 +320,6 @@ class MpiCommunicator final : public Communicator {
     return result;
   }
 
-  Counts as_counts(std::span<const std::int64_t> rows, const Tensor& x, const char* direction) const {
-    Counts result = as_counts(rows, "all_to_all");
-    require(result.total <= x.shape[0], "group {}: {} rows are {} a tensor {}", name_, result.total, direction,
-            to_string(x.shape));
-    return result;
-  }
-
   struct RowExchange {
     Counts sent, received;
     int row_bytes = 0;
@@ -339,19 +328,10 @@ class MpiCommunicator final : public Communicator {
   // Of an all_to_all, checked and counted.
   RowExchange row_exchange(const Tensor& x, std::span<const std::int64_t> send, const Tensor& out,
                            std::span<const std::int64_t> recv) {
-    const std::int64_t row_bytes = bytes_of_row(x);
-    require(x.dtype == out.dtype && row_bytes == bytes_of_row(out), "group {}: all_to_all of {} {} into {} {}", name_,
-            dropcycle::name(x.dtype), to_string(x.shape), dropcycle::name(out.dtype), to_string(out.shape));
-    RowExchange rows{as_counts(send, x, "sent from"), as_counts(recv, out, "received into"),
-                     as_count(row_bytes, "all_to_all")};
+    const std::int64_t row_bytes = check_exchange(place(), x, send, out, recv);
+    RowExchange rows{as_counts(send, "all_to_all"), as_counts(recv, "all_to_all"), as_count(row_bytes, "all_to_all")};
     count(Collective::all_to_all, (rows.sent.total - send[static_cast<std::size_t>(rank_)]) * row_bytes);
     return rows;
-  }
-
-  // Bytes of one row, known of a tensor without rows too.
-  std::int64_t bytes_of_row(const Tensor& x) const {
-    require(x.shape.dims() >= 1, "group {}: all_to_all of a scalar", name_);
-    return Shape(x.shape.sizes().subspan(1)).elements() * size_bytes(x.dtype);
   }
 
   void reduce(const Tensor& x, MPI_Op operation, const char* call) const {
@@ -360,22 +340,6 @@ class MpiCommunicator final : public Communicator {
     for_each_chunk(x.elements(), [&](std::int64_t first, int count) {
       check(MPI_Allreduce(MPI_IN_PLACE, element(x, first), count, type, operation, comm_.get()), call);
     });
-  }
-
-  // `all` holds the rows of all ranks, `own` those of this one.
-  void check_rows(const Tensor& x, std::span<const std::int64_t> counts, const Tensor& out, const Tensor& all,
-                  const Tensor& own, const char* call) const {
-    require(std::ssize(counts) == size_ && x.dtype == out.dtype && bytes_of_row(x) == bytes_of_row(out) &&
-                own.shape[0] == counts[static_cast<std::size_t>(rank_)] &&
-                all.shape[0] == std::reduce(counts.begin(), counts.end()),
-            "group {}: {} of {} {} into {} {}, {} counts", name_, call, dropcycle::name(x.dtype), to_string(x.shape),
-            dropcycle::name(out.dtype), to_string(out.shape), counts.size());
-  }
-
-  std::vector<Piece> even_pieces(const Tensor& x) const {
-    std::vector<Piece> pieces;
-    for (int r = 0; r < size_; ++r) pieces.push_back(piece_of(x.elements(), r, size_));
-    return pieces;
   }
 
   // Ranks start exchanges in the same order, so that all give one the same number.

@@ -4,7 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include <memory>
+#include <functional>
 
 #include "dropcycle/device/device.hpp"
 
@@ -39,6 +39,7 @@ class CudaEvent {
   // Whether the recorded point has been reached.
   bool reached() const;
   void synchronize() const;
+  cudaEvent_t get() const { return event_; }
 
  private:
   cudaEvent_t event_ = nullptr;
@@ -48,6 +49,8 @@ class CudaDevice : public Device {
  public:
   // Operations and copies run on it.
   virtual cudaStream_t stream() const = 0;
+  // While the host waits for the GPU it calls `look` now and then; what `look` throws ends the wait.
+  virtual void set_watch(std::function<void()> look) = 0;
 };
 
 // The device behind cuda_device(). Throws Error{internal} for another one.
