@@ -83,10 +83,14 @@ class SplitWorld final : public NcclWorld {
   std::unique_ptr<NcclFlow> connect(NcclHandle comm, int peer, bool sends, const Communicator& group) const {
     auto flow = std::make_unique<NcclFlow>(NcclFlow{std::move(comm), peer, CudaStream()});
     void* const byte = device_.allocate(1);
-    device_.synchronize();
+    CudaEvent order;
+    order.record(device_.stream());
+    order.make_wait(flow->stream.get());
     check_nccl(sends ? ncclSend(byte, 1, ncclUint8, peer, flow->comm.get(), flow->stream.get())
                      : ncclRecv(byte, 1, ncclUint8, peer, flow->comm.get(), flow->stream.get()),
                group.name(), group.rank(), "first message");
+    order.record(flow->stream.get());
+    order.make_wait(device_.stream());
     device_.release(byte);
     return flow;
   }

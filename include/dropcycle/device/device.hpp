@@ -19,7 +19,7 @@ class Device {
   // Zeroed memory, aligned for the widest loads. Throws std::bad_alloc on the host, Error{usage} (too little memory) on
   // a GPU.
   virtual void* allocate(std::int64_t size_bytes) = 0;
-  // Waits for the work that may use it.
+  // Behind the work that was asked for.
   virtual void release(void* memory) noexcept = 0;
   // Device memory = host memory; `from` may change when the call returns.
   virtual void upload(void* to, const void* from, std::int64_t size_bytes) = 0;

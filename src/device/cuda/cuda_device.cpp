@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <limits>
 #include <memory>
 #include <thread>
 
@@ -33,6 +35,11 @@ void choose_gpu(int local_rank) {
          local_rank, count);
   }
   check_cuda(cudaSetDevice(number), "cudaSetDevice");
+  // What is given back stays this process's.
+  cudaMemPool_t pool = nullptr;
+  std::uint64_t kept_bytes = std::numeric_limits<std::uint64_t>::max();
+  check_cuda(cudaDeviceGetDefaultMemPool(&pool, number), "cudaDeviceGetDefaultMemPool");
+  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept_bytes), "cudaMemPoolSetAttribute");
 }
 
 class Gpu final : public CudaDevice {
@@ -46,13 +53,17 @@ class Gpu final : public CudaDevice {
   void* allocate(std::int64_t size_bytes) override {
     const auto size = static_cast<std::size_t>(std::max<std::int64_t>(size_bytes, 1));
     void* memory = nullptr;
-    const cudaError_t result = cudaMalloc(&memory, size);
+    const cudaError_t result = cudaMallocAsync(&memory, size, stream());
     if (result == cudaErrorMemoryAllocation) refuse(size);
-    check_cuda(result, "cudaMalloc");
+    check_cuda(result, "cudaMallocAsync");
     check_cuda(cudaMemsetAsync(memory, 0, size, stream()), "cudaMemsetAsync");
     return memory;
   }
-  void release(void* memory) noexcept override { cudaFree(memory); }
+  // In the order of the stream. cudaFree would wait for the whole GPU, messages under way included, which another rank
+  // may only receive once this one goes on.
+  void release(void* memory) noexcept override {
+    if (memory != nullptr) cudaFreeAsync(memory, stream());
+  }
 
   void upload(void* to, const void* from, std::int64_t size_bytes) override {
     for (std::int64_t first = 0; first < size_bytes; first += staging_.most_bytes()) {

@@ -73,9 +73,10 @@ void check(const Multiplication& x) {
   demand(x.a.type == CUDA_R_16BF || x.c.type == CUDA_R_32F, "{}: bf16 of f32 operands", x.describe());
 }
 
-void check_memory(const Multiplication& x, const void* a, const void* b, const void* c, std::uint32_t alignment) {
+void check_memory(const Multiplication& x, const void* a, const void* b, const void* c, std::uint32_t alignment,
+                  Use at) {
   const auto check_matrix = [&](const void* memory, const Layout& matrix, char name) {
-    check_device(memory, static_cast<std::size_t>(matrix.bytes()), fmt::format("{}: {}", x.describe(), name));
+    check_device(memory, static_cast<std::size_t>(matrix.bytes()), fmt::format("{}: {}", x.describe(), name), at);
     const std::int64_t stride = matrix.leading * matrix.element_bytes();
     demand(std::bit_cast<std::uintptr_t>(memory) % alignment == 0 && (matrix.columns == 1 || stride % alignment == 0),
            "{}: {} isn't aligned to {} bytes, as the algorithm expects", x.describe(), name, alignment);
@@ -329,12 +330,12 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t prod
   if (!same && (x.a.columns + x.b.columns) % kPrime == 0) return CUBLAS_STATUS_NOT_SUPPORTED;
   demand(workspace_bytes >= algorithm.workspace_bytes, "{}: a workspace of {} bytes, the algorithm wants {}",
          x.describe(), workspace_bytes, algorithm.workspace_bytes);
-  if (workspace_bytes > 0) check_device(workspace, workspace_bytes, "cublasLtMatmul's workspace");
-  check_memory(x, a, b, d, algorithm.alignment);
+  if (workspace_bytes > 0) check_device(workspace, workspace_bytes, "cublasLtMatmul's workspace", Use::asked_for);
+  check_memory(x, a, b, d, algorithm.alignment, Use::asked_for);
   counters().product_bytes += bytes_moved(x);
   ++counters().products;
   enqueue_once(stream, x.describe(), [=] {
-    check_memory(x, a, b, d, algorithm.alignment);
+    check_memory(x, a, b, d, algorithm.alignment, Use::runs);
     if (workspace_bytes > 0) spoil(workspace, workspace_bytes);
     multiply(x, a, b, d);
   });
@@ -356,7 +357,7 @@ cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream) {
 }
 cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t handle, void* workspace, size_t bytes) {
   auto& context = cast<Context>(handle, "cublasSetWorkspace");
-  check_device(workspace, bytes, "cublasSetWorkspace");
+  check_device(workspace, bytes, "cublasSetWorkspace", Use::asked_for);
   context.workspace = workspace;
   context.workspace_bytes = bytes;
   return CUBLAS_STATUS_SUCCESS;
@@ -391,12 +392,13 @@ cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOpe
   }
   counters().products += std::ssize(products);
   const std::size_t pointers = products.size() * sizeof(void*);
-  for (const void* const* list : {a, b, const_cast<const void* const*>(c)}) check_device(list, pointers, kCall);
+  for (const void* const* list : {a, b, const_cast<const void* const*>(c)})
+    check_device(list, pointers, kCall, Use::asked_for);
   constexpr std::uint32_t kAlignment = 16;
   enqueue_once(context.stream, std::string(kCall), [=, products = std::move(products)] {
     spoil(context.workspace, context.workspace_bytes);
     for (std::size_t i = 0; i < products.size(); ++i) {
-      check_memory(products[i], a[i], b[i], c[i], kAlignment);
+      check_memory(products[i], a[i], b[i], c[i], kAlignment, Use::runs);
       multiply(products[i], a[i], b[i], c[i]);
     }
   });

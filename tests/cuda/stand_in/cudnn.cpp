@@ -209,7 +209,7 @@ void execute(const Descriptor& plan, const Descriptor& pack, cudaStream_t stream
   const auto pointers = pack.all<void*>(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
   auto* const workspace = pack.one<void*>(CUDNN_ATTR_VARIANT_PACK_WORKSPACE);
   demand(ids.size() == pointers.size(), "cuDNN: {} ids and {} pointers", ids.size(), pointers.size());
-  check_device(workspace, kWorkspaceBytes, "cuDNN's workspace");
+  check_device(workspace, kWorkspaceBytes, "cuDNN's workspace", Use::asked_for);
   std::map<std::int64_t, void*> memory;
   std::vector<std::pair<std::int64_t, float>> numbers;
   for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -221,7 +221,7 @@ void execute(const Descriptor& plan, const Descriptor& pack, cudaStream_t stream
       numbers.emplace_back(tensor.id, *static_cast<const float*>(pointers[i]));
       continue;
     }
-    check_device(pointers[i], extent(tensor), "a tensor of cuDNN's");
+    check_device(pointers[i], extent(tensor), "a tensor of cuDNN's", Use::asked_for);
     const std::uintptr_t alignment = tensor.type == GraphType::bf16 ? 16 : 4;
     demand(reinterpret_cast<std::uintptr_t>(pointers[i]) % alignment == 0, "cuDNN: tensor {} isn't aligned to {} bytes",
            ids[i], alignment);
@@ -234,7 +234,7 @@ void execute(const Descriptor& plan, const Descriptor& pack, cudaStream_t stream
     auto values = numbers;
     for (auto& [id, value] : values) all[id] = &value;
     for (const auto& [id, pointer] : memory) {
-      check_device(pointer, extent(graph->tensors[static_cast<std::size_t>(id)]), "a tensor of cuDNN's");
+      check_device(pointer, extent(graph->tensors[static_cast<std::size_t>(id)]), "a tensor of cuDNN's", Use::runs);
     }
     interpret(*graph, all);
   });

@@ -26,6 +26,7 @@ std::size_t round_up(std::size_t value, std::size_t multiple) { return (value + 
 // Extents of pages.
 struct Allocation {
   std::size_t bytes, first_page, pages_bytes;
+  bool given_back = false;  // the stream will come to it
 };
 
 struct Memory {
@@ -60,6 +61,7 @@ bool in_device(const void* address) {
   return at >= memory().base && at < memory().base + kSpace;
 }
 
+// What was given back may still be used by work that was asked for before.
 std::map<std::size_t, Allocation>::iterator find_live(std::size_t offset) {
   auto& live = memory().live;
   auto next = live.upper_bound(offset);
@@ -141,11 +143,12 @@ OpenMemory::~OpenMemory() {
   if (--running == 0) close_memory();
 }
 
-void check_device(const void* address, std::size_t bytes, std::string_view what) {
+void check_device(const void* address, std::size_t bytes, std::string_view what, Use at) {
   demand(in_device(address), "{}: {} is not device memory", what, address);
   const auto offset = static_cast<std::size_t>(static_cast<const std::byte*>(address) - memory().base);
   const auto found = find_live(offset);
   demand(found != memory().live.end(), "{}: the address is {}", what, describe(address));
+  demand(at == Use::runs || !found->second.given_back, "{}: the memory was given back ({})", what, describe(address));
   demand(offset + bytes <= found->first + found->second.bytes, "{}: {} bytes from {}", what, bytes, describe(address));
 }
 
@@ -197,10 +200,10 @@ int sigaction(int number, const struct sigaction* action, struct sigaction* befo
   return real_sigaction()(number, action, before);
 }
 
-cudaError_t cudaMalloc(void** result, size_t bytes) {
+cudaError_t cudaMallocAsync(void** result, size_t bytes, cudaStream_t stream) {
   const Entry entry;
   static const bool once = (catch_faults(), true);
-  demand(once && bytes > 0, "cudaMalloc of no bytes");
+  demand(once && bytes > 0, "cudaMallocAsync of no bytes");
   Memory& m = memory();
   if (m.used + bytes > m.capacity) return cudaErrorMemoryAllocation;
   const std::size_t rounded = round_up(bytes, kAlignment), pages = round_up(rounded, kPage);
@@ -213,31 +216,38 @@ cudaError_t cudaMalloc(void** result, size_t bytes) {
   ++counters().live_allocations;
   counters().live_bytes += static_cast<std::int64_t>(bytes);
   *result = m.base + offset;
-  if (constexpr std::size_t kPoisoned = 64 << 20; bytes <= kPoisoned) {  // NaNs in every format
-    const OpenMemory open;
-    std::memset(*result, 0xFF, bytes);
-  }
+  static constexpr std::size_t kPoisoned = 64 << 20;  // NaNs in every format
+  enqueue_once(stream, "an allocation",
+               [place = *result, bytes] { std::memset(place, 0xFF, std::min(bytes, kPoisoned)); });
   return cudaSuccess;
 }
 
-cudaError_t cudaFree(void* address) {
-  if (address == nullptr) return cudaSuccess;
+cudaError_t cudaFreeAsync(void* address, cudaStream_t stream) {
   const Entry entry;
-  demand(in_device(address), "cudaFree of {}, which is not device memory", address);
+  demand(in_device(address), "cudaFreeAsync of {}, which is not device memory", address);
   const auto offset = static_cast<std::size_t>(static_cast<std::byte*>(address) - memory().base);
   const auto found = memory().live.find(offset);
-  demand(found != memory().live.end(), "cudaFree of {}", describe(address));
-  run_everything("cudaFree");  // as the real one does
-  const Allocation allocation = found->second;
-  memory().live.erase(found);
-  memory().dead[offset] = allocation.bytes;
-  memory().used -= allocation.bytes;
+  demand(found != memory().live.end() && !found->second.given_back, "cudaFreeAsync of {}", describe(address));
+  found->second.given_back = true;
+  memory().used -= found->second.bytes;
   --counters().live_allocations;
-  counters().live_bytes -= static_cast<std::int64_t>(allocation.bytes);
-  fallocate(memory().file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(allocation.first_page),
-            static_cast<off_t>(allocation.pages_bytes));
+  counters().live_bytes -= static_cast<std::int64_t>(found->second.bytes);
+  enqueue_once(stream, "a release of memory", [offset] {
+    const Allocation allocation = memory().live.at(offset);
+    memory().live.erase(offset);
+    memory().dead[offset] = allocation.bytes;
+    close_memory();
+    fallocate(memory().file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(allocation.first_page),
+              static_cast<off_t>(allocation.pages_bytes));
+  });
   return cudaSuccess;
 }
+
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
+  *pool = reinterpret_cast<cudaMemPool_t>(&memory());
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   const Entry entry;

@@ -120,10 +120,10 @@ std::size_t receive_bytes(const State& state, const Operation& o) {
 }
 
 // In place is allowed where NCCL says so, and nowhere else may the buffers overlap.
-void check_buffers(const State& state, const Operation& o) {
+void check_buffers(const State& state, const Operation& o, Use at) {
   const std::size_t sent = send_bytes(state, o, state.rank), received = receive_bytes(state, o);
-  if (sent > 0) check_device(o.send, sent, describe(state, o));
-  if (received > 0) check_device(o.receive, received, describe(state, o));
+  if (sent > 0) check_device(o.send, sent, describe(state, o), at);
+  if (received > 0) check_device(o.receive, received, describe(state, o), at);
   const auto* const send = static_cast<const std::byte*>(o.send);
   const auto* const receive = static_cast<const std::byte*>(o.receive);
   const bool overlap = sent > 0 && received > 0 && send < receive + received && receive < send + sent;
@@ -219,7 +219,7 @@ std::uint64_t offset_of(const void* address) {
 bool go_on_collective(const State& state, Operation& o) {
   Slot& slot = state.slot(state.rank);
   if (o.phase == 0) {
-    check_buffers(state, o);
+    check_buffers(state, o, Use::runs);
     slot.call = {static_cast<std::int32_t>(o.kind),
                  o.type,
                  o.operation,
@@ -248,7 +248,7 @@ bool go_on_message(const State& state, Operation& o) {
     Mailbox& box = state.mailbox(state.rank, o.root);
     const std::uint64_t taken = box.taken.load(std::memory_order_acquire);
     if (o.phase == 0 && taken + 1 == o.number) {
-      check_buffers(state, o);
+      check_buffers(state, o, Use::runs);
       box.send = offset_of(o.send);
       box.bytes = o.bytes();
       box.posted.store(o.number, std::memory_order_release);
@@ -259,7 +259,7 @@ bool go_on_message(const State& state, Operation& o) {
   }
   Mailbox& box = state.mailbox(o.root, state.rank);
   if (box.posted.load(std::memory_order_acquire) < o.number) return false;
-  check_buffers(state, o);
+  check_buffers(state, o, Use::runs);
   demand(box.bytes == o.bytes(), "{}, but the message that comes has {} bytes", describe(state, o), box.bytes);
   std::memcpy(o.receive, state.memory_of(o.root) + box.send, o.bytes());
   box.taken.store(o.number, std::memory_order_release);
@@ -373,7 +373,7 @@ ncclResult_t call(Kind kind, const void* send, void* receive, std::size_t count,
   } else {
     o.number = ++state.collectives;
   }
-  check_buffers(state, o);
+  check_buffers(state, o, Use::asked_for);
   counters().collective_bytes += static_cast<std::int64_t>(send_bytes(state, o, state.rank) + receive_bytes(state, o));
   ++counters().collectives;
   group.push_back({comm->state, std::move(o), stream});

@@ -93,8 +93,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   if (bytes == 0) return cudaSuccess;
   const std::string_view what = name_of(kind);
   const bool to_host = kind == cudaMemcpyDeviceToHost, from_host = kind == cudaMemcpyHostToDevice;
-  if (!to_host) check_device(to, bytes, what);
-  if (!from_host) check_device(from, bytes, what);
+  if (!to_host) check_device(to, bytes, what, Use::asked_for);
+  if (!from_host) check_device(from, bytes, what, Use::asked_for);
   demand(!to_host || is_pinned(to, bytes), "{}: the host's memory is not pinned", what);
   demand(!from_host || is_pinned(from, bytes), "{}: the host's memory is not pinned", what);
   demand(to_host || from_host || !overlap(to, from, bytes), "{}: {} bytes overlap", what, bytes);
@@ -102,8 +102,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   counters().copied_bytes += static_cast<std::int64_t>(to_host || from_host ? bytes : 2 * bytes);
   ++counters().copies;
   enqueue_once(stream, fmt::format("{} of {} bytes", what, bytes), [=] {
-    if (!to_host) check_device(to, bytes, what);
-    if (!from_host) check_device(from, bytes, what);
+    if (!to_host) check_device(to, bytes, what, Use::runs);
+    if (!from_host) check_device(from, bytes, what, Use::runs);
     std::memcpy(to, from, bytes);
   });
   return cudaSuccess;
@@ -112,10 +112,10 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   const Entry entry;
   if (bytes == 0) return cudaSuccess;
-  check_device(to, bytes, "cudaMemsetAsync");
+  check_device(to, bytes, "cudaMemsetAsync", Use::asked_for);
   counters().set_bytes += static_cast<std::int64_t>(bytes);
   enqueue_once(stream, fmt::format("a fill of {} bytes", bytes), [=] {
-    check_device(to, bytes, "cudaMemsetAsync");
+    check_device(to, bytes, "cudaMemsetAsync", Use::runs);
     std::memset(to, value, bytes);
   });
   return cudaSuccess;

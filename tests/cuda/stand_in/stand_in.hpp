@@ -68,8 +68,10 @@ class Patience {
 
 // ---- Memory.
 
-// The range lies within one live allocation of device memory, else dies naming `what`.
-void check_device(const void* memory, std::size_t bytes, std::string_view what);
+// The range lies within one live allocation of device memory, else dies naming `what`. What runs may use memory that is
+// given back behind it.
+enum class Use : std::uint8_t { asked_for, runs };
+void check_device(const void* memory, std::size_t bytes, std::string_view what, Use at);
 // Within pinned host memory.
 bool is_pinned(const void* memory, std::size_t bytes);
 // Open while it lives: work that runs may touch device memory.
