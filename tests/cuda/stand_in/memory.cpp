@@ -204,6 +204,7 @@ cudaError_t cudaMallocAsync(void** result, size_t bytes, cudaStream_t stream) {
   const Entry entry;
   static const bool once = (catch_faults(), true);
   demand(once && bytes > 0, "cudaMallocAsync of no bytes");
+  demand(!is_recording(stream), "cudaMallocAsync in a graph");
   Memory& m = memory();
   if (m.used + bytes > m.capacity) return cudaErrorMemoryAllocation;
   const std::size_t rounded = round_up(bytes, kAlignment), pages = round_up(rounded, kPage);

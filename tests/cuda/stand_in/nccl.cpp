@@ -374,6 +374,7 @@ ncclResult_t call(Kind kind, const void* send, void* receive, std::size_t count,
     o.number = ++state.collectives;
   }
   check_buffers(state, o, Use::asked_for);
+  demand(!is_recording(stream), "{} in a graph", describe(state, o));
   counters().collective_bytes += static_cast<std::int64_t>(send_bytes(state, o, state.rank) + receive_bytes(state, o));
   ++counters().collectives;
   group.push_back({comm->state, std::move(o), stream});

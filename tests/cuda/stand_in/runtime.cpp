@@ -97,6 +97,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   if (!from_host) check_device(from, bytes, what, Use::asked_for);
   demand(!to_host || is_pinned(to, bytes), "{}: the host's memory is not pinned", what);
   demand(!from_host || is_pinned(from, bytes), "{}: the host's memory is not pinned", what);
+  demand(!(to_host || from_host) || !is_recording(stream), "{} in a graph, which would repeat it with other values",
+         what);
   demand(to_host || from_host || !overlap(to, from, bytes), "{}: {} bytes overlap", what, bytes);
   if (to_host) std::memset(to, 0xFF, bytes);  // read too early it is NaN
   counters().copied_bytes += static_cast<std::int64_t>(to_host || from_host ? bytes : 2 * bytes);

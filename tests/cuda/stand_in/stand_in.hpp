@@ -46,6 +46,7 @@ class Entry {
 
 // Lets `run` be called when the stream comes to it, again and again until it returns true. `what` is for messages.
 void enqueue(cudaStream_t stream, std::string what, std::function<bool()> run);
+bool is_recording(cudaStream_t stream);
 // The same for work that ends at once.
 template <class F>
 void enqueue_once(cudaStream_t stream, std::string what, F work) {

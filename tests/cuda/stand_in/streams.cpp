@@ -20,8 +20,16 @@ struct Work {
   std::string what;
   std::function<bool()> run;
 };
+// Work that was recorded instead of asked for, in the order of the calls.
+struct CUgraph_st {
+  std::vector<Work> work;
+};
+struct CUgraphExec_st {
+  std::shared_ptr<const std::vector<Work>> work;
+};
 struct CUstream_st {
   int number = 0;
+  CUgraph_st* recording = nullptr;
   std::uint64_t priority = 0;
   std::deque<Work> work;
   bool destroyed = false;
@@ -31,6 +39,7 @@ struct CUevent_st {
   struct State {
     int number = 0;
     std::int64_t recorded = 0, reached = 0;
+    CUgraph_st* in_graph = nullptr;  // recorded on a stream that records
   };
   std::shared_ptr<State> state;
 };
@@ -69,7 +78,7 @@ std::uint64_t random_word() {
   return word ^ (word >> 31);
 }
 
-bool run(Work& work) {
+bool run(const Work& work) {
   try {
     return work.run();
   } catch (const std::exception& error) {
@@ -175,10 +184,19 @@ bool Patience::wait() {
 
 void enqueue(cudaStream_t stream, std::string what, std::function<bool()> run) {
   const Entry entry;
-  stream_of(stream, what).work.push_back({std::move(what), std::move(run)});
+  CUstream_st& s = stream_of(stream, what);
+  if (s.recording != nullptr) {
+    s.recording->work.push_back({std::move(what), std::move(run)});
+  } else {
+    s.work.push_back({std::move(what), std::move(run)});
+  }
 }
 
+bool is_recording(cudaStream_t stream) { return stream_of(stream, "a question about a stream").recording != nullptr; }
+
 void run_until(const std::function<bool()>& condition, std::string_view waiting_for) {
+  demand(std::ranges::none_of(gpu().streams, [](const auto& stream) { return stream->recording != nullptr; }),
+         "{} while a stream records a graph", waiting_for);
   while (!condition()) {
     Patience patience;
     for (;;) {
@@ -267,6 +285,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const Entry entry;
   const auto state = (event_of(event, "cudaEventRecord"), event->state);
+  state->in_graph = stream_of(stream, "cudaEventRecord").recording;
+  if (state->in_graph != nullptr) return cudaSuccess;  // a graph's work runs in the order of the calls
   const std::int64_t number = ++state->recorded;
   enqueue_once(stream, fmt::format("the record of event {}", state->number),
                [state, number] { state->reached = std::max(state->reached, number); });
@@ -276,6 +296,13 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const Entry entry;
   const auto state = (event_of(event, "cudaStreamWaitEvent"), event->state);
+  CUstream_st& s = stream_of(stream, "cudaStreamWaitEvent");
+  if (state->in_graph != nullptr) {  // the stream takes part in the graph
+    demand(s.recording == nullptr || s.recording == state->in_graph, "a wait for another graph's event");
+    s.recording = state->in_graph;
+    return cudaSuccess;
+  }
+  demand(s.recording == nullptr, "a stream that records a graph waits for an event outside it");
   demand(state->recorded > 0, "cudaStreamWaitEvent of an event that was never recorded");
   enqueue(stream, fmt::format("the wait for event {}", state->number),
           [state, number = state->recorded] { return state->reached >= number; });
@@ -289,6 +316,51 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   const OpenMemory open;
   if (state.reached < state.recorded) run_one();
   return state.reached >= state.recorded ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  const Entry entry;
+  CUstream_st& s = stream_of(stream, "cudaStreamBeginCapture");
+  demand(s.recording == nullptr, "a stream records two graphs");
+  s.recording = new CUgraph_st;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  const Entry entry;
+  *graph = stream_of(stream, "cudaStreamEndCapture").recording;
+  demand(*graph != nullptr, "cudaStreamEndCapture of a stream that records nothing");
+  for (const auto& other : gpu().streams) {
+    if (other->recording == *graph) other->recording = nullptr;
+  }
+  for (CUevent_st* const event : gpu().events) {
+    if (event->state->in_graph == *graph) event->state->in_graph = nullptr;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
+  const Entry entry;
+  *executable = new CUgraphExec_st{std::make_shared<const std::vector<Work>>(graph->work)};
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  delete executable;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  const Entry entry;
+  enqueue_once(stream, "a graph", [work = executable->work] {
+    for (const Work& each : *work) demand(run(each), "{} waits within a graph", each.what);
+  });
+  return cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
