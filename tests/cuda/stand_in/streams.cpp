@@ -142,7 +142,8 @@ void help() {
     const std::unique_lock lock(g.mutex, std::try_to_lock);
     if (!lock.owns_lock() || is_idle()) continue;
     const OpenMemory open;
-    for (int turn = 0; turn < 16 && run_one(); ++turn) {
+    const auto until = Clock::now() + kAway;  // the host may come back
+    while (Clock::now() < until && run_one()) {
     }
   }
 }
