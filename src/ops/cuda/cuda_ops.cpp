@@ -1,6 +1,7 @@
 #include "cuda_ops.hpp"
 
 #include "dropcycle/ops/backends.hpp"
+#include "graph_ops.hpp"
 
 namespace dropcycle {
 
@@ -45,7 +46,9 @@ void CudaOps::attention_backward(const AttentionShape& shape, const AttentionHea
 }  // namespace cuda
 
 std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options) {
-  return std::make_unique<cuda::CudaOps>(as_cuda(cuda_device(options.local_rank)));
+  CudaDevice& device = as_cuda(cuda_device(options.local_rank));
+  std::unique_ptr<Ops> ops = std::make_unique<cuda::CudaOps>(device);
+  return options.graphs ? cuda::make_graph_ops(std::move(ops), device) : std::move(ops);
 }
 
 }  // namespace dropcycle
