@@ -5,10 +5,11 @@ if(CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
   set(DROPCYCLE_CUDA_EMULATION ${DROPCYCLE_CUDA_HEADERS})
 endif()
 
-# dropcycle_emulated_kernels(TARGET [SANITIZER address|thread]): every kernel, and the fibers that run them. The fibers'
+# dropcycle_emulated_kernels(TARGET [SANITIZER address|thread] [COUNTED]): every kernel, and the fibers that run them.
+# COUNTED: kernels say what memory they touch (tests/cuda/stand_in/traffic.cpp). The fibers'
 # own code isn't instrumented: it tells the sanitizer which stack is in use. Whoever links the target is.
 function(dropcycle_emulated_kernels target)
-  cmake_parse_arguments(arg "" "SANITIZER" "" ${ARGN})
+  cmake_parse_arguments(arg "COUNTED" "SANITIZER" "" ${ARGN})
   add_library(${target}_fibers OBJECT ${PROJECT_SOURCE_DIR}/tests/cuda/emulation/emulation.cpp)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/ops/cuda/kernels/*.cu)
   set_source_files_properties(${sources} PROPERTIES LANGUAGE CXX)
@@ -30,6 +31,10 @@ function(dropcycle_emulated_kernels target)
   elseif(arg_SANITIZER STREQUAL "thread")
     set(flags -g -O1 -fsanitize=thread)
     target_compile_definitions(${target}_fibers PRIVATE EMULATION_THREAD_SANITIZER)
+  endif()
+  if(arg_COUNTED)
+    target_compile_options(${target} PRIVATE -fsanitize=kernel-address "SHELL:--param asan-instrumentation-with-call-threshold=0"
+                                             "SHELL:--param asan-stack=0" "SHELL:--param asan-globals=0")
   endif()
   target_compile_options(${target} PUBLIC ${flags})
   target_link_options(${target} PUBLIC ${flags})

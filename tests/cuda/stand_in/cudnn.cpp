@@ -204,6 +204,12 @@ std::size_t extent(const GraphTensor& tensor) {
   return static_cast<std::size_t>((last + 1) * (tensor.type == GraphType::bf16 ? 2 : 4));
 }
 
+std::int64_t bytes_in_memory(const GraphTensor& tensor) {
+  std::int64_t elements = 1;
+  for (const std::int64_t size : tensor.sizes) elements *= size;
+  return elements * (tensor.type == GraphType::bf16 ? 2 : 4);
+}
+
 void execute(const Descriptor& plan, const Descriptor& pack, cudaStream_t stream) {
   const auto ids = pack.all<std::int64_t>(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS);
   const auto pointers = pack.all<void*>(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
@@ -226,6 +232,7 @@ void execute(const Descriptor& plan, const Descriptor& pack, cudaStream_t stream
     demand(reinterpret_cast<std::uintptr_t>(pointers[i]) % alignment == 0, "cuDNN: tensor {} isn't aligned to {} bytes",
            ids[i], alignment);
     memory[tensor.id] = pointers[i];
+    counters().graph_bytes += bytes_in_memory(tensor);
   }
   ++counters().graphs;
   enqueue_once(stream, "an operation graph", [graph = plan.graph, memory, numbers, workspace] {

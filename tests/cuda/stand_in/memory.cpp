@@ -19,7 +19,7 @@
 namespace stand_in {
 namespace {
 
-constexpr std::size_t kSpace = std::size_t{1} << 40, kPage = 4096, kAlignment = 256, kOpened = 1 << 20;
+constexpr std::size_t kPage = 4096, kAlignment = 256, kOpened = 1 << 20;
 
 std::size_t round_up(std::size_t value, std::size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -42,8 +42,8 @@ struct Memory {
   Memory() {
     if (const char* limit = std::getenv("DROPCYCLE_STAND_IN_MEMORY_MIB")) capacity = std::stoull(limit) << 20;
     file = memfd_create("dropcycle_device_memory", MFD_CLOEXEC);
-    demand(file >= 0 && ftruncate(file, kSpace) == 0, "no file for device memory: {}", std::strerror(errno));
-    void* const place = mmap(nullptr, kSpace, PROT_NONE, MAP_SHARED | MAP_NORESERVE, file, 0);
+    demand(file >= 0 && ftruncate(file, kDeviceSpace) == 0, "no file for device memory: {}", std::strerror(errno));
+    void* const place = mmap(nullptr, kDeviceSpace, PROT_NONE, MAP_SHARED | MAP_NORESERVE, file, 0);
     demand(place != MAP_FAILED, "no addresses for device memory: {}", std::strerror(errno));
     base = static_cast<std::byte*>(place);
   }
@@ -58,7 +58,7 @@ thread_local int running = 0;  // this thread runs work
 
 bool in_device(const void* address) {
   const auto* const at = static_cast<const std::byte*>(address);
-  return at >= memory().base && at < memory().base + kSpace;
+  return at >= memory().base && at < memory().base + kDeviceSpace;
 }
 
 // What was given back may still be used by work that was asked for before.
@@ -167,7 +167,7 @@ const std::byte* memory_of_process(int process, int file) {
   if (place == nullptr) {
     const int opened = open(fmt::format("/proc/{}/fd/{}", process, file).c_str(), O_RDONLY | O_CLOEXEC);
     demand(opened >= 0, "device memory of process {}: {}", process, std::strerror(errno));
-    void* const mapped = mmap(nullptr, kSpace, PROT_READ, MAP_SHARED | MAP_NORESERVE, opened, 0);
+    void* const mapped = mmap(nullptr, kDeviceSpace, PROT_READ, MAP_SHARED | MAP_NORESERVE, opened, 0);
     demand(mapped != MAP_FAILED, "device memory of process {}: {}", process, std::strerror(errno));
     place = static_cast<const std::byte*>(mapped);
   }
@@ -208,7 +208,7 @@ cudaError_t cudaMallocAsync(void** result, size_t bytes, cudaStream_t stream) {
   Memory& m = memory();
   if (m.used + bytes > m.capacity) return cudaErrorMemoryAllocation;
   const std::size_t rounded = round_up(bytes, kAlignment), pages = round_up(rounded, kPage);
-  demand(m.next + pages + kPage <= kSpace, "out of addresses");
+  demand(m.next + pages + kPage <= kDeviceSpace, "out of addresses");
   const std::size_t offset = m.next + pages - rounded;
   m.live[offset] = {bytes, m.next, pages};
   m.next += pages + kPage;

@@ -83,11 +83,15 @@ class OpenMemory {
   OpenMemory(const OpenMemory&) = delete;
   OpenMemory& operator=(const OpenMemory&) = delete;
 };
-// Of this process's device memory: where it begins, and the file behind it.
+// Of this process's device memory: addresses, where it begins, and the file behind it.
+inline constexpr std::size_t kDeviceSpace = std::size_t{1} << 40;
 std::byte* memory_base();
 int memory_file();
 // Another process's device memory, to read.
 const std::byte* memory_of_process(int process, int file);
+
+// A kernel runs from here on (traffic.cpp).
+void begin_kernel();
 
 std::uint64_t seed();
 std::uint64_t random_below(std::uint64_t bound);

@@ -230,7 +230,10 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* result, unsigned flags) {
     dropcycle::emulation::enqueue = [](cudaStream_t on, std::function<void()> kernel) {
       const Entry kernel_entry;
       ++counters().kernels;
-      enqueue_once(on, "a kernel", std::move(kernel));
+      enqueue_once(on, "a kernel", [kernel = std::move(kernel)] {
+        begin_kernel();
+        kernel();
+      });
     };
   }
   g.streams.push_back(std::make_unique<CUstream_st>());
