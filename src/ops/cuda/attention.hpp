@@ -21,15 +21,15 @@ struct AttentionPart {
   bool operator==(const AttentionPart&) const = default;
 };
 
-// The largest part, of divisors of B and Nkv, whose backward pass keeps within kMostWorkspaceBytes; kv_heads = 0 where
-// not even one key/value head of one sequence does.
-AttentionPart attention_part(const AttentionShape& shape, bool deterministic);
+// The largest part, of divisors of B and Nkv, whose backward pass keeps within `most_bytes`; kv_heads = 0 where not
+// even one key/value head of one sequence does.
+AttentionPart attention_part(const AttentionShape& shape, bool deterministic, double most_bytes = kMostWorkspaceBytes);
 
 class FlashAttention {
  public:
   // deterministic: the backward pass adds in a fixed order. The device outlives it. Throws Error{internal} with cuDNN's
   // own words where a call fails.
-  FlashAttention(CudaDevice& device, bool deterministic);
+  FlashAttention(CudaDevice& device, bool deterministic, double most_workspace_bytes = kMostWorkspaceBytes);
   ~FlashAttention();
   FlashAttention(const FlashAttention&) = delete;
   FlashAttention& operator=(const FlashAttention&) = delete;

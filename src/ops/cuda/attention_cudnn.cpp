@@ -43,7 +43,8 @@ struct Planned {
 }  // namespace
 
 struct FlashAttention::Impl {
-  Impl(CudaDevice& device_, bool deterministic_) : device(device_), deterministic(deterministic_) {
+  Impl(CudaDevice& device_, bool deterministic_, double most_bytes_)
+      : device(device_), deterministic(deterministic_), most_bytes(most_bytes_) {
     check_cudnn(cudnnCreate(&handle), "cudnnCreate");
     check_cudnn(cudnnSetStream(handle, device.stream()), "cudnnSetStream");
     properties.push_back(device_properties(handle));
@@ -99,9 +100,8 @@ struct FlashAttention::Impl {
 
   template <class Call>
   void for_each_part(const AttentionShape& s, Call&& call) const {
-    const AttentionPart part = attention_part(s, deterministic);
-    require(part.kv_heads > 0, "attention over {} tokens needs more workspace than {} bytes", s.sequence,
-            kMostWorkspaceBytes);
+    const AttentionPart part = attention_part(s, deterministic, most_bytes);
+    require(part.kv_heads > 0, "attention over {} tokens needs more workspace than {} bytes", s.sequence, most_bytes);
     for (std::int64_t sequence = 0; sequence < s.batch; sequence += part.sequences) {
       for (std::int64_t head = 0; head < s.kv_heads; head += part.kv_heads) call(part, sequence, head);
     }
@@ -109,14 +109,15 @@ struct FlashAttention::Impl {
 
   CudaDevice& device;
   bool deterministic;
+  double most_bytes;
   cudnnHandle_t handle = nullptr;
   std::vector<CudnnDescriptor> properties;  // one
   std::map<std::vector<std::int64_t>, std::unique_ptr<Planned>> plans;
   Buffer memory;
 };
 
-FlashAttention::FlashAttention(CudaDevice& device, bool deterministic)
-    : impl_(std::make_unique<Impl>(device, deterministic)) {}
+FlashAttention::FlashAttention(CudaDevice& device, bool deterministic, double most_workspace_bytes)
+    : impl_(std::make_unique<Impl>(device, deterministic, most_workspace_bytes)) {}
 FlashAttention::~FlashAttention() = default;
 
 bool FlashAttention::takes(const AttentionShape& s, const AttentionHeads& x, const AttentionMask& mask) const {
@@ -126,7 +127,8 @@ bool FlashAttention::takes(const AttentionShape& s, const AttentionHeads& x, con
 
 bool FlashAttention::takes(const AttentionShape& s, const AttentionHeads& x, const AttentionMask& mask,
                            const AttentionHeads& dx) const {
-  return takes(s, x, mask) && are_aligned(dx) && attention_part(s, impl_->deterministic).kv_heads > 0;
+  return takes(s, x, mask) && are_aligned(dx) &&
+         attention_part(s, impl_->deterministic, impl_->most_bytes).kv_heads > 0;
 }
 
 void FlashAttention::forward(const AttentionShape& s, const AttentionHeads& x, const AttentionMask& mask,

@@ -20,9 +20,9 @@ std::int64_t largest_divisor(std::int64_t count, const auto& fits) {
 
 }  // namespace
 
-AttentionPart attention_part(const AttentionShape& s, bool deterministic) {
+AttentionPart attention_part(const AttentionShape& s, bool deterministic, double most_bytes) {
   const auto fits = [&](std::int64_t sequences, std::int64_t kv_heads) {
-    return backward_bytes(s, sequences, kv_heads, deterministic) <= kMostWorkspaceBytes;
+    return backward_bytes(s, sequences, kv_heads, deterministic) <= most_bytes;
   };
   const std::int64_t sequences = largest_divisor(s.batch, [&](std::int64_t n) { return fits(n, s.kv_heads); });
   if (sequences > 0) return {sequences, s.kv_heads};
