@@ -1,4 +1,20 @@
 # The CUDA toolkit (13), cuBLAS, cuDNN (9) and NCCL (2.28): what the cuda preset needs. Nothing here needs a GPU.
+find_program(DROPCYCLE_NVCC nvcc HINTS $ENV{CUDA_PATH}/bin /usr/local/cuda/bin)
+get_filename_component(cuda_prefix "${DROPCYCLE_NVCC}" REALPATH)
+get_filename_component(cuda_prefix "${cuda_prefix}/../.." ABSOLUTE)
+foreach(library nccl cudnn)
+  find_path(DROPCYCLE_${library}_INCLUDE_DIR ${library}.h HINTS ${cuda_prefix}/include /usr/local/cuda/include)
+  find_library(DROPCYCLE_${library}_LIBRARY ${library} HINTS ${cuda_prefix}/lib64 /usr/local/cuda/lib64)
+endforeach()
+if(DROPCYCLE_NVCC AND DROPCYCLE_nccl_INCLUDE_DIR AND DROPCYCLE_nccl_LIBRARY AND DROPCYCLE_cudnn_INCLUDE_DIR
+   AND DROPCYCLE_cudnn_LIBRARY)
+  set(DROPCYCLE_CUDA_TOOLKIT ON)
+elseif(DROPCYCLE_CUDA)
+  message(FATAL_ERROR "the CUDA backend needs nvcc, NCCL and cuDNN: nvcc is ${DROPCYCLE_NVCC}, NCCL "
+                      "${DROPCYCLE_nccl_LIBRARY}, cuDNN ${DROPCYCLE_cudnn_LIBRARY}: install them, or set CUDA_PATH")
+else()
+  return()
+endif()
 # CMake 3.25 doesn't know nvcc's option for C++20.
 if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
@@ -6,6 +22,7 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
 endif()
 set(CMAKE_CUDA_ARCHITECTURES 90a-real CACHE STRING "GPUs to compile for: 90a-real is the H100")
 set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
+set(CMAKE_CUDA_COMPILER ${DROPCYCLE_NVCC} CACHE FILEPATH "nvcc")
 enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
@@ -14,22 +31,17 @@ if(CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
 endif()
 find_package(CUDAToolkit 13.0 REQUIRED)
 
-# dropcycle_find_cuda(TARGET HEADER LIBRARY): a library without a package file of its own.
-function(dropcycle_find_cuda target header library)
-  find_path(${target}_INCLUDE_DIR ${header} HINTS ${CUDAToolkit_INCLUDE_DIRS} REQUIRED)
-  find_library(${target}_LIBRARY ${library} HINTS ${CUDAToolkit_LIBRARY_DIR} REQUIRED)
-  add_library(${target} SHARED IMPORTED GLOBAL)
-  set_target_properties(${target} PROPERTIES IMPORTED_LOCATION ${${target}_LIBRARY}
-                                             INTERFACE_INCLUDE_DIRECTORIES ${${target}_INCLUDE_DIR})
-endfunction()
-dropcycle_find_cuda(nccl nccl.h nccl)
-dropcycle_find_cuda(cudnn cudnn.h cudnn)
+foreach(library nccl cudnn)
+  add_library(${library} SHARED IMPORTED GLOBAL)
+  set_target_properties(${library} PROPERTIES IMPORTED_LOCATION ${DROPCYCLE_${library}_LIBRARY}
+                                              INTERFACE_INCLUDE_DIRECTORIES ${DROPCYCLE_${library}_INCLUDE_DIR})
+endforeach()
+set(DROPCYCLE_CUDA_LIBRARIES CUDA::cublasLt CUDA::cublas cudnn nccl dropcycle_cuda_kernels CUDA::cudart)
 
 # Host code of the backend: C++ that calls CUDA's libraries.
 function(dropcycle_add_cuda_backend)
   add_library(dropcycle_cuda STATIC ${DROPCYCLE_CUDA_SOURCES})
-  target_link_libraries(dropcycle_cuda PUBLIC CUDA::cudart PRIVATE CUDA::cublasLt CUDA::cublas cudnn nccl
-                                                                   dropcycle_cuda_kernels)
+  target_link_libraries(dropcycle_cuda PUBLIC ${DROPCYCLE_CUDA_LIBRARIES})
 endfunction()
 
 # Kernels: ptxas's warnings (spills, local memory) are errors. Weights' bits are the processor's: no fused multiply-add
