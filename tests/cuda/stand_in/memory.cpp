@@ -176,8 +176,14 @@ const std::byte* memory_of_process(int process, int file) {
 
 namespace {
 
+int exit_status = 0;
+__attribute__((constructor)) void remember_exit_status() {
+  on_exit([](int status, void*) { exit_status = status; }, nullptr);
+}
+
+// Not where the process fails for another reason.
 __attribute__((destructor)) void report_leaks() {
-  if (counters().live_allocations == 0) return;
+  if (counters().live_allocations == 0 || exit_status != 0) return;
   std::string line = fmt::format("CUDA stand-in: {} allocations of device memory ({} bytes) were never freed\n",
                                  counters().live_allocations, counters().live_bytes);
   std::fwrite(line.data(), 1, line.size(), stderr);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -65,6 +66,8 @@ struct State {
   std::uint64_t collectives = 0, splits = 0;
   std::array<std::uint64_t, kMostRanks> sent{}, received{};
   bool aborted = false;
+  bool failed =
+      false;  // its work never ends (DROPCYCLE_STAND_IN_NCCL_FAILS_AT: the number of the first such operation)
 
   Block& shared() const { return segment->all[static_cast<std::size_t>(block)]; }
   Slot& slot(int r) const { return shared().slots[static_cast<std::size_t>(r)]; }
@@ -283,12 +286,15 @@ bool go_on(const State& state, std::vector<Operation>& operations) {
 
 void ask(const StatePointer& state, std::vector<Operation> operations, cudaStream_t stream) {
   const std::uint64_t turn = state->asked++;
+  static const char* const fails_at = std::getenv("DROPCYCLE_STAND_IN_NCCL_FAILS_AT");
+  if (fails_at != nullptr && counters().collectives >= std::atoi(fails_at)) state->failed = true;
   std::string what = describe(*state, operations.front());
   if (operations.size() > 1) what += fmt::format(" and {} more in its group", operations.size() - 1);
   auto shared = std::make_shared<std::vector<Operation>>(std::move(operations));
   enqueue(stream, std::move(what), [state, turn, shared] {
     if (state->aborted) return true;
-    if (state->done != turn) return false;  // a communicator's operations run in the order of their calls
+    if (state->failed || state->done != turn)
+      return false;  // a communicator's operations run in the order of their calls
     if (!go_on(*state, *shared)) return false;
     ++state->done;
     return true;
@@ -488,13 +494,14 @@ ncclResult_t ncclCommAbort(ncclComm_t comm) {
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
   const Entry entry;
-  state_of(comm, "ncclCommGetAsyncError");
-  *error = ncclSuccess;
+  *error = state_of(comm, "ncclCommGetAsyncError").failed ? ncclRemoteError : ncclSuccess;
   return ncclSuccess;
 }
 
 const char* ncclGetLastError(ncclComm_t) { return ""; }
-const char* ncclGetErrorString(ncclResult_t result) { return result == ncclSuccess ? "no error" : "an error"; }
+const char* ncclGetErrorString(ncclResult_t result) {
+  return result == ncclSuccess ? "no error" : result == ncclRemoteError ? "remote error" : "an error";
+}
 
 ncclResult_t ncclGroupStart() {
   const Entry entry;
