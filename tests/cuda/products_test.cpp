@@ -112,6 +112,11 @@ TEST_CASE("attention whose workspace is too large for one call is the same in pa
     gpu().upload(first_key.view().data, first.data(), first_key.view().bytes());
     const AttentionMask mask{documents ? first_key.view() : Tensor{}, {}};
     Pair qkv(DType::bf16, {s.tokens(), s.qkv_width()}, 1), dout(DType::bf16, {s.tokens(), width}, 2);
+    OwnedTensor want_out(DType::bf16, {s.tokens(), width}), want_lse(DType::f32, {s.tokens(), s.heads});
+    Tensor on_host(first.data(), {s.tokens()});
+    const AttentionMask host_mask{documents ? on_host : Tensor{}, {}};
+    ReferenceOps reference;
+    reference.attention(s, packed_heads(s, qkv.host), host_mask, want_out, want_lse);
     std::vector<std::vector<double>> results;
     for (const double limit : limits) {
       cuda::FlashAttention attention(as_cuda(gpu()), true, limit);
@@ -122,6 +127,9 @@ TEST_CASE("attention whose workspace is too large for one call is the same in pa
       attention.forward(s, x, mask, out.device, lse.device);
       attention.backward(s, x, mask, out.device, lse.device, dout.device, dx);
       results.push_back(values(HostCopy(gpu(), dqkv.device)));
+      reference.attention_backward(s, packed_heads(s, qkv.host), host_mask, want_out, want_lse, dout.host,
+                                   packed_heads(s, dqkv.host));
+      CHECK(error(dqkv) <= 3 * kBf16);
     }
     CHECK(results[1] == results[0]);
     CHECK(results[2] == results[0]);
