@@ -1,5 +1,7 @@
 #include "instruction_set.hpp"
 
+#include <cpuid.h>
+
 #include <cstdlib>
 #include <string_view>
 
@@ -43,6 +45,12 @@ InstructionSet instruction_set() {
 }
 
 bool multiplies_bf16() { return instruction_set() == InstructionSet::native && has_native_bf16(); }
+
+bool has_matrix_units() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kAmxBf16 = 1U << 22;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0;
+}
 
 bool has_avx512(InstructionSet set) {
   return set == InstructionSet::avx512 || (set == InstructionSet::native && has_avx512());

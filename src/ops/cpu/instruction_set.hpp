@@ -13,6 +13,8 @@ enum class InstructionSet : std::uint8_t { baseline, avx2, avx512, native };
 InstructionSet instruction_set();
 // Whether bf16 products run natively with the set above.
 bool multiplies_bf16();
+// Whether this processor has AMX for bf16.
+bool has_matrix_units();
 // Whether `set` has AVX-512 on this processor.
 bool has_avx512(InstructionSet set);
 Kernels kernels_for(InstructionSet set);

@@ -1,5 +1,7 @@
 #include "products.hpp"
 
+#include <omp.h>
+
 #include <algorithm>
 
 #include "dropcycle/core/error.hpp"
@@ -12,6 +14,21 @@ std::int64_t bytes_of(Type type) { return type == Type::bf16 ? 2 : 4; }
 // Rows of a task of forward and backward, and of a weight's gradient.
 constexpr std::int64_t kTaskRows = 256, kTaskOutputs = 1024;
 
+// Our own products are cut into at least so many tasks for each thread, while these are large enough. Bits don't depend
+// on it.
+constexpr std::int64_t kTasks = 2, kGradientTasks = 4;
+// Larger results are written past the caches: 2 to 4 % of a step.
+constexpr std::int64_t kStreamBytes = 4 << 20;
+
+std::int64_t pieces_of(std::int64_t all, std::int64_t each) { return (all + each - 1) / each; }
+
+struct TaskSizes {
+  std::int64_t rows, columns;
+  std::int64_t count(std::int64_t all_rows, std::int64_t all_columns) const {
+    return pieces_of(all_rows, rows) * pieces_of(all_columns, columns);
+  }
+};
+
 }  // namespace
 
 Type type_of(const Tensor& tensor) {
@@ -21,7 +38,11 @@ Type type_of(const Tensor& tensor) {
 }
 
 Products::Products(InstructionSet set, const Kernels& kernels)
-    : matmul_(set, kernels), native_bf16_(multiplies_bf16()), shares_out_(has_avx512(set)), kernels_(kernels) {}
+    : matmul_(set, kernels),
+      native_bf16_(multiplies_bf16()),
+      bf16_vectors_(native_bf16_ && !has_matrix_units()),
+      shares_out_(has_avx512(set)),
+      kernels_(kernels) {}
 
 // The tensor's memory in a type that products take: itself, or a copy in f32.
 const void* Products::product_operand(const Tensor& tensor, Workspace& workspace) {
@@ -48,12 +69,97 @@ const Products::Packed& Products::packed(Product product, const Weight& w, const
   return entry;
 }
 
+bool Products::by_vectors(const Tensor& in, const Tensor& other, std::int64_t columns, std::int64_t depth) const {
+  return bf16_vectors_ && in.dtype == DType::bf16 && other.dtype == DType::bf16 && columns % 16 == 0 && depth % 2 == 0;
+}
+
+void Products::run_by_vectors(const Bf16Sizes& sizes) {
+  constexpr std::int64_t kHugePage = 2 << 20;  // panels on small pages cost a tenth of the product's time
+  const std::int64_t bytes = omp_get_max_threads() * avx512bf16::products_bf16_scratch();
+  avx512bf16::products_bf16(sizes, bf16_tasks_.data(), static_cast<std::int64_t>(bf16_tasks_.size()),
+                            panels_.bytes(std::max(bytes, kHugePage)));
+}
+
+void Products::multiply_by_vectors(Product product, const Tensor& in, std::span<const std::int64_t> offsets,
+                                   const Tensor& weights, const Tensor& out) {
+  const bool forward = product == Product::forward;
+  const int dims = weights.shape.dims();
+  const std::int64_t outputs = weights.shape[dims - 2], inputs = weights.shape[dims - 1];
+  const std::int64_t n = forward ? outputs : inputs, k = forward ? inputs : outputs;
+  const std::int64_t experts = static_cast<std::int64_t>(offsets.size()) - 1;
+  // Columns are packed once for each piece of rows.
+  TaskSizes sizes{kBf16TaskRows, 256};
+  const std::int64_t tasks = kTasks * omp_get_max_threads();
+  while (sizes.columns > 64 && sizes.count(offsets.back(), n) < tasks) sizes.columns /= 2;
+  while (sizes.rows > 128 && sizes.count(offsets.back(), n) < tasks) sizes.rows /= 2;
+  const auto* a = in.as<BF16>();
+  const auto* b = weights.as<BF16>();
+  auto* c = static_cast<std::byte*>(out.data);
+  bf16_tasks_.clear();
+  for (std::int64_t e = 0; e < experts; ++e) {
+    const std::int64_t start = offsets[static_cast<std::size_t>(e)];
+    const std::int64_t rows = offsets[static_cast<std::size_t>(e) + 1] - start;
+    const std::int64_t pieces = pieces_of(rows, sizes.rows);
+    for (std::int64_t piece = 0; piece < pieces; ++piece) {
+      const std::int64_t first = start + rows * piece / pieces, last = start + rows * (piece + 1) / pieces;
+      for (std::int64_t column = 0; column < n; column += sizes.columns) {
+        bf16_tasks_.push_back({a + first * k, b + e * n * k + column * (forward ? inputs : 1),
+                               c + (first * n + column) * bytes_of(type_of(out)), last - first,
+                               std::min(sizes.columns, n - column), k});
+      }
+    }
+  }
+  run_by_vectors(
+      {.gradient = false,
+       .transposed = forward,
+       .a_stride = k,
+       .b_stride = inputs,
+       .c_stride = n,
+       .c_type = type_of(out),
+       .stream = out.bytes() > kStreamBytes && n % 32 == 0 && reinterpret_cast<std::uintptr_t>(out.data) % 64 == 0});
+}
+
+void Products::gradient_by_vectors(const Tensor& dy, const Tensor& x, std::span<const std::int64_t> offsets,
+                                   const Tensor& dw) {
+  const int dims = dw.shape.dims();
+  const std::int64_t outputs = dw.shape[dims - 2], inputs = dw.shape[dims - 1];
+  const std::int64_t experts = static_cast<std::int64_t>(offsets.size()) - 1;
+  TaskSizes sizes{kBf16TaskOutputs, kBf16TaskOutputs};
+  const std::int64_t tasks = kGradientTasks * omp_get_max_threads();
+  while (std::max(sizes.rows, sizes.columns) > 64 && experts * sizes.count(outputs, inputs) < tasks) {
+    (outputs / sizes.rows < inputs / sizes.columns ? sizes.columns : sizes.rows) /= 2;
+  }
+  bf16_tasks_.clear();
+  for (std::int64_t e = 0; e < experts; ++e) {
+    const std::int64_t first = offsets[static_cast<std::size_t>(e)];
+    const std::int64_t k = offsets[static_cast<std::size_t>(e) + 1] - first;
+    for (std::int64_t output = 0; output < outputs && k > 0; output += sizes.rows) {
+      for (std::int64_t input = 0; input < inputs; input += sizes.columns) {
+        bf16_tasks_.push_back({dy.as<BF16>() + first * outputs + output, x.as<BF16>() + first * inputs + input,
+                               dw.as<float>() + (e * outputs + output) * inputs + input,
+                               std::min(sizes.rows, outputs - output), std::min(sizes.columns, inputs - input), k});
+      }
+    }
+  }
+  run_by_vectors({.gradient = true,
+                  .transposed = false,
+                  .a_stride = outputs,
+                  .b_stride = inputs,
+                  .c_stride = inputs,
+                  .c_type = Type::f32,
+                  .stream = false});
+}
+
 void Products::multiply(Product product, const Tensor& in, std::span<const std::int64_t> offsets, const Weight& w,
                         const Tensor& out) {
   const int dims = w.tensor.shape.dims();
   const Sizes sizes{dims == 3 ? w.tensor.shape[0] : 1, w.tensor.shape[dims - 2], w.tensor.shape[dims - 1]};
   const std::int64_t rows = offsets.back();
   if (rows == 0) return;
+  const std::int64_t k = product == Product::forward ? sizes.inputs : sizes.outputs;
+  if (by_vectors(in, w.tensor, sizes.outputs + sizes.inputs - k, k)) {
+    return multiply_by_vectors(product, in, offsets, w.tensor, out);
+  }
   const auto& weights = packed(product, w, sizes);
   const bool widened = !native_bf16_ && out.dtype == DType::bf16;
   const bool forward = product == Product::forward;
@@ -91,6 +197,7 @@ void Products::gradient(const Tensor& dy, const Tensor& x, std::span<const std::
                 .n = dw.shape[dims - 1],
                 .k = offsets.back()};
   if (key.k == 0) return;
+  if (by_vectors(dy, x, key.n, 2)) return gradient_by_vectors(dy, x, offsets, dw);
   const auto* left = static_cast<const std::byte*>(product_operand(dy, first_));
   const auto* right = static_cast<const std::byte*>(product_operand(x, second_));
   auto* sums = dw.as<float>();

@@ -1,8 +1,9 @@
-// Linear layers on Matmul: packed copies of weights, products grouped by expert, and fp32 where bf16 has no
-// instructions.
+// Linear layers, products grouped by expert. Where bf16 is multiplied by vector instructions (AVX-512 BF16 without
+// matrix units), products of bf16 are our own (products_bf16.cpp) and take weights as they lie. Everything else, matrix
+// units, fp32 (bf16 too where it has no instructions) and odd sizes, is Matmul's on packed copies of the weights.
 //
-// Memory: every weight has up to two packed copies of its own size (one for forward, one for backward), written anew
-// when its version changes and kept until the backend ends; fp32 ones where bf16 has no instructions.
+// Memory: under Matmul every weight has up to two packed copies of its own size (one for forward, one for backward),
+// written anew when its version changes and kept until the backend ends; fp32 ones where bf16 has no instructions.
 #pragma once
 
 #include <map>
@@ -56,15 +57,24 @@ class Products {
     std::int64_t experts, outputs, inputs;
   };
   const Packed& packed(Product product, const Weight& w, const Sizes& sizes);
+  // Whether our own product takes them.
+  bool by_vectors(const Tensor& in, const Tensor& other, std::int64_t columns, std::int64_t depth) const;
+  void multiply_by_vectors(Product product, const Tensor& in, std::span<const std::int64_t> offsets,
+                           const Tensor& weights, const Tensor& out);
+  void gradient_by_vectors(const Tensor& dy, const Tensor& x, std::span<const std::int64_t> offsets, const Tensor& dw);
+  void run_by_vectors(const Bf16Sizes& sizes);
   const void* product_operand(const Tensor& tensor, Workspace& workspace);
 
   Matmul matmul_;
   bool native_bf16_;
-  bool shares_out_;  // oneDNN shares a product out among threads without cutting its sums
+  bool bf16_vectors_;  // and no matrix units
+  bool shares_out_;    // oneDNN shares a product out among threads without cutting its sums
   const Kernels& kernels_;
   std::map<std::tuple<const void*, Product, std::int64_t, std::int64_t, std::int64_t>, Packed> packed_;
   Workspace first_, second_, result_, converted_;
   std::vector<MatmulTask> tasks_;
+  std::vector<Bf16Task> bf16_tasks_;
+  Workspace panels_;
 };
 
 }  // namespace dropcycle::cpu

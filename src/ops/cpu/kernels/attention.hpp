@@ -28,23 +28,6 @@ inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a < b ? b : 
 
 constexpr std::int64_t kVectorsPerBlock = kBlock / kLanes;
 
-// Transposes kLanes x kLanes 32-bit elements: blocks of kStep x kStep change places, from half the size down to one.
-template <int kStep = kLanes / 2>
-inline void transpose(IntVector* rows) {
-  const IntVector lanes = lane_numbers();
-  const IntVector upper = (lanes & kStep) != 0;
-  const IntVector first = upper ? lanes + static_cast<std::int32_t>(kLanes - kStep) : lanes;
-  const IntVector second = upper ? lanes + static_cast<std::int32_t>(kLanes) : lanes + kStep;
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if ((i & kStep) != 0) continue;
-    const IntVector a = rows[i], b = rows[i + kStep];
-    rows[i] = __builtin_shuffle(a, b, first);
-    rows[i + kStep] = __builtin_shuffle(a, b, second);
-  }
-  if constexpr (kStep > 1) transpose<kStep / 2>(rows);
-}
-
 struct FloatDot {
   using Element = float;
   using Operand = Vector;

@@ -36,6 +36,23 @@ struct AttentionArguments {
   void* scratch;  // of the size that attention_scratch gives for the threads that run
 };
 
+// Products of bf16 matrices (products_bf16.cpp), cut into tasks: c[rows, columns] = a[rows, k] b[k, columns], where b
+// is stored as it is or `transposed`; or of `gradient`, c[rows, columns] += aᵀ b with a [k, rows], b [k, columns].
+// Strides count elements from row to row as stored. But for gradients k is even; columns are a multiple of 16.
+struct Bf16Sizes {
+  bool gradient, transposed;
+  std::int64_t a_stride, b_stride, c_stride;
+  Type c_type;  // of gradient f32
+  bool stream;  // c past the caches; it and its rows at multiples of 64 bytes
+};
+struct Bf16Task {
+  const void *a, *b;
+  void* c;
+  std::int64_t rows, columns, k;
+};
+constexpr std::int64_t kBf16TaskRows = 512,
+                       kBf16TaskOutputs = 256;  // most rows of a task; a gradient's rows and columns
+
 // A matrix [k, n] in blocks of (kRows * group) x columns. Element (i, j) lies at element
 //   i / (kRows * group) * k_stride + j / columns * n_stride
 //     + ((i / group % kRows) * columns + j % columns) * group + i % group.
@@ -122,6 +139,8 @@ Kernels kernels();
 void attention_bf16_scratch(const AttentionArguments& a, bool backwards, std::int64_t threads, std::int64_t& bytes);
 void attention_bf16(const AttentionArguments& a);
 void attention_bf16_backward(const AttentionArguments& a);
+std::int64_t products_bf16_scratch();  // bytes for each thread
+void products_bf16(const Bf16Sizes& sizes, const Bf16Task* tasks, std::int64_t count, void* scratch);
 }  // namespace avx512bf16
 
 }  // namespace dropcycle::cpu
