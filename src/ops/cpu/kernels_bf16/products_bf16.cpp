@@ -224,26 +224,36 @@ void multiply_panel(const Bf16Sizes& sizes, const Bf16Task& task, std::int64_t c
   if (narrow && !whole) partial_to_bf16(partial, task.rows, kColumns, static_cast<Bf16*>(c), sizes.c_stride);
 }
 
-// Few rows: each weight is read once, and nothing is packed.
-void multiply_by_dots(const Bf16Sizes& sizes, const Bf16Task& task) {
-  const auto* a = static_cast<const Bf16*>(task.a);
-  const auto* b = static_cast<const Bf16*>(task.b);
-  for (std::int64_t column = 0; column < task.columns; ++column) {
-    const Bf16* w = b + column * sizes.b_stride;
-    Vector sums[kDotRows] = {};
-    for (std::int64_t first = 0; first < task.k; first += 32) {
-      const auto right = (__m512bh)load_pairs(w + first, task.k - first);
-      for (std::int64_t r = 0; r < task.rows; ++r) {
-        const auto left = (__m512bh)load_pairs(a + r * sizes.a_stride + first, task.k - first);
-        sums[r] = (Vector)_mm512_dpbf16_ps((__m512)sums[r], left, right);
-      }
+// One row times kLanes columns of w [n, k] as they lie: a vector of sums for each column, then the sums over lanes.
+Vector dots(const Bf16* a, const Bf16* w, std::int64_t stride, std::int64_t k) {
+  Vector sums[kLanes] = {};
+  for (std::int64_t first = 0; first < k; first += 2 * kLanes) {
+    const auto left = (__m512bh)load_pairs(a + first, k - first);
+#pragma GCC unroll 16
+    for (std::int64_t i = 0; i < kLanes; ++i) {
+      const auto right = (__m512bh)load_pairs(w + i * stride + first, k - first);
+      sums[i] = (Vector)_mm512_dpbf16_ps((__m512)sums[i], left, right);
     }
+  }
+  IntVector square[kLanes];
+  for (std::int64_t i = 0; i < kLanes; ++i) square[i] = (IntVector)sums[i];
+  transpose(square);
+  Vector total{};
+  for (std::int64_t i = 0; i < kLanes; ++i) total += (Vector)square[i];
+  return total;
+}
+
+// Few rows: nothing is packed.
+void multiply_by_dots(const Bf16Sizes& sizes, const Bf16Task& task) {
+  for (std::int64_t column = 0; column < task.columns; column += kLanes) {
+    const Bf16* w = static_cast<const Bf16*>(task.b) + column * sizes.b_stride;
     for (std::int64_t r = 0; r < task.rows; ++r) {
+      const Vector y = dots(static_cast<const Bf16*>(task.a) + r * sizes.a_stride, w, sizes.b_stride, task.k);
       const std::int64_t at = r * sizes.c_stride + column;
       if (sizes.c_type == Type::bf16) {
-        store(static_cast<Bf16*>(task.c)[at], sum_of(sums[r]));
+        store_vector(static_cast<Bf16*>(task.c) + at, y);
       } else {
-        static_cast<float*>(task.c)[at] = sum_of(sums[r]);
+        store_vector(static_cast<float*>(task.c) + at, y);
       }
     }
   }
