@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "dropcycle/device/host_mirror.hpp"
 #include "dropcycle/model/model.hpp"
 
 namespace dropcycle::test {
@@ -55,8 +56,8 @@ struct TinyBatch {
 
 // Normal weights of std 0.3, norms around one, the same for every layout.
 inline void fill(Model& model, std::uint64_t seed = 1) {
-  ParameterStore& store = model.parameters();
-  for (const ShardedTensor& part : store.sharded_masters()) {
+  HostMirror masters(model.ops().device(), model.parameters().sharded_masters());
+  for (const ShardedTensor& part : masters.parts()) {
     const bool norm = part.name.find("norm") != std::string::npos;
     const RandomStream stream(seed, Purpose::test, part.name);
     for_each_run(part, [&](std::int64_t local, std::int64_t global, std::int64_t count) {
@@ -64,6 +65,7 @@ inline void fill(Model& model, std::uint64_t seed = 1) {
                          static_cast<std::uint64_t>(global), norm ? 1.0 : 0.0, norm ? 0.1 : 0.3);
     });
   }
+  masters.upload();
   model.weights_changed();
 }
 

@@ -18,7 +18,9 @@ struct Counters {
   std::int64_t graph_bytes = 0;
   // Sent and received buffers of this rank.
   std::int64_t collective_bytes = 0;
-  std::int64_t copies = 0, products = 0, collectives = 0, kernels = 0, graphs = 0;
+  std::int64_t copies = 0, products = 0, collectives = 0, kernels = 0;
+  std::int64_t graphs = 0;    // cuDNN's plans that ran
+  std::int64_t launches = 0;  // of CUDA graphs
 };
 
 Counters counted();

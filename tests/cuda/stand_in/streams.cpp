@@ -361,6 +361,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   const Entry entry;
+  ++counters().launches;
   enqueue_once(stream, "a graph", [work = executable->work] {
     for (const Work& each : *work) demand(run(each), "{} waits within a graph", each.what);
   });
