@@ -224,16 +224,19 @@ void multiply_panel(const Bf16Sizes& sizes, const Bf16Task& task, std::int64_t c
   if (narrow && !whole) partial_to_bf16(partial, task.rows, kColumns, static_cast<Bf16*>(c), sizes.c_stride);
 }
 
-// One row times kLanes columns of w [n, k] as they lie: a vector of sums for each column, then the sums over lanes.
+// One row times kLanes columns of w [n, k] as they lie, one after another as memory likes it: a vector of sums for each
+// column, then the sums over lanes.
 Vector dots(const Bf16* a, const Bf16* w, std::int64_t stride, std::int64_t k) {
-  Vector sums[kLanes] = {};
-  for (std::int64_t first = 0; first < k; first += 2 * kLanes) {
-    const auto left = (__m512bh)load_pairs(a + first, k - first);
-#pragma GCC unroll 16
-    for (std::int64_t i = 0; i < kLanes; ++i) {
-      const auto right = (__m512bh)load_pairs(w + i * stride + first, k - first);
-      sums[i] = (Vector)_mm512_dpbf16_ps((__m512)sums[i], left, right);
-    }
+  Vector sums[kLanes];
+  for (std::int64_t i = 0; i < kLanes; ++i) {
+    const Bf16* column = w + i * stride;
+    __m512 sum = _mm512_setzero_ps();
+    std::int64_t at = 0;
+    for (; at + 32 <= k; at += 32)
+      sum = _mm512_dpbf16_ps(sum, (__m512bh)load_pairs(a + at), (__m512bh)load_pairs(column + at));
+    if (at < k)
+      sum = _mm512_dpbf16_ps(sum, (__m512bh)load_pairs(a + at, k - at), (__m512bh)load_pairs(column + at, k - at));
+    sums[i] = (Vector)sum;
   }
   IntVector square[kLanes];
   for (std::int64_t i = 0; i < kLanes; ++i) square[i] = (IntVector)sums[i];
