@@ -154,6 +154,26 @@ void communicate() {
     gpu().synchronize();
     if (!(HostCopy(gpu(), y).view().as<float>()[9] == 2)) std::printf("a wrong sum\n");
   }
+  ncclComm_t second = nullptr;
+  ncclCommSplit(comm, 0, rank, &second, nullptr);
+  {
+    const OwnedTensor x = uploaded(1), y = uploaded(2);
+    const CudaStream other;
+    CudaEvent uploads;
+    uploads.record(stream());
+    uploads.make_wait(other.get());
+    const auto sum = [](const OwnedTensor& z, ncclComm_t of, cudaStream_t on) {
+      ncclAllReduce(z.view().data, z.view().data, 1000, ncclFloat32, ncclSum, of, on);
+    };
+    const bool swapped = differs && makes("another order of communicators on a rank");
+    if (swapped) sum(y, second, other.get());
+    sum(x, comm, stream());
+    if (!swapped) sum(y, second, other.get());
+    uploads.record(other.get());
+    uploads.make_wait(stream());
+    gpu().synchronize();
+  }
+  ncclCommDestroy(second);
   ncclCommDestroy(comm);
 }
 

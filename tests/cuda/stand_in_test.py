@@ -32,6 +32,7 @@ TOGETHER = {
     "another order on a rank": "calls ncclBroadcast",
     "wrong type on a rank": "int32",
     "wrong root on a rank": "with root 1",
+    "another order of communicators on a rank": "in another order among the collectives",
     "overlapping buffers": "its buffers overlap",
     "wrong size of a message": "but the message that comes has 40 bytes",
 }

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -91,9 +92,10 @@ struct Operation {
   std::uint64_t count;
   ncclDataType_t type;
   ncclRedOp_t operation;
-  int root;              // or the other rank of a message
-  std::uint64_t number;  // of the collective, or of the message
-  int phase = 0;         // 0: not begun, 1: this rank has come, 2: all inputs are read, 3: done
+  int root;                 // or the other rank of a message
+  std::uint64_t number;     // of the collective in its communicator, or of the message
+  std::uint64_t asked = 0;  // of the collective in this process
+  int phase = 0;            // 0: not begun, 1: this rank has come, 2: all inputs are read, 3: done
   std::vector<std::byte> result = {};
 
   std::size_t bytes() const { return count * bytes_of(type); }
@@ -203,6 +205,21 @@ bool everyone(const State& state, std::atomic<std::uint64_t> Slot::*counter, std
   return true;
 }
 
+// Two ranks ask for the collectives that they share in the same order, whatever communicators these belong to: on GPUs
+// that have no room for both at once another order waits for ever.
+void check_order(const State& state, const Operation& o, int r, std::uint64_t theirs) {
+  static auto* const seen = new std::map<std::pair<const Segment*, int>, std::map<std::uint64_t, std::uint64_t>>;
+  auto& pairs = (*seen)[{state.segment, state.world_ranks[static_cast<std::size_t>(r)]}];
+  const auto [place, is_new] = pairs.try_emplace(o.asked, theirs);
+  const auto after = std::next(place);
+  demand(is_new && (place == pairs.begin() || std::prev(place)->second < theirs) &&
+             (after == pairs.end() || theirs < after->second),
+         "{}: its rank {} asked for it in another order among the collectives of other communicators",
+         describe(state, o), r);
+  constexpr std::size_t kRemembered = 1000;
+  if (pairs.size() > kRemembered) pairs.erase(pairs.begin());
+}
+
 void check_same(const State& state, const Operation& o) {
   const Call& own = state.slot(state.rank).call;
   for (int r = 0; r < state.size; ++r) {
@@ -212,6 +229,7 @@ void check_same(const State& state, const Operation& o) {
     demand(same, "{}, while its rank {} calls {} of {} {} with root {}: call {} of the communicator",
            describe(state, o), r, name(static_cast<Kind>(other.kind)), other.count,
            name(static_cast<ncclDataType_t>(other.type)), other.root, o.number);
+    if (r != state.rank) check_order(state, o, r, other.asked);
   }
 }
 
@@ -228,7 +246,8 @@ bool go_on_collective(const State& state, Operation& o) {
                  o.operation,
                  o.root,
                  o.count,
-                 send_bytes(state, o, state.rank) > 0 ? offset_of(o.send) : 0};
+                 send_bytes(state, o, state.rank) > 0 ? offset_of(o.send) : 0,
+                 o.asked};
     slot.arrived.store(o.number, std::memory_order_release);
     o.phase = 1;
   }
@@ -378,6 +397,8 @@ ncclResult_t call(Kind kind, const void* send, void* receive, std::size_t count,
     o.number = kind == Kind::send ? ++state.sent[peer] : ++state.received[peer];
   } else {
     o.number = ++state.collectives;
+    static std::uint64_t asked = 0;
+    o.asked = ++asked;
   }
   check_buffers(state, o, Use::asked_for);
   demand(!is_recording(stream), "{} in a graph", describe(state, o));

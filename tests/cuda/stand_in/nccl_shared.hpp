@@ -15,7 +15,8 @@ inline constexpr int kMostRanks = 16, kBlocks = 1024;
 struct Call {
   std::int32_t kind = 0, type = 0, operation = 0, root = 0;
   std::uint64_t count = 0;
-  std::uint64_t send = 0;  // offset in the rank's device memory
+  std::uint64_t send = 0;   // offset in the rank's device memory
+  std::uint64_t asked = 0;  // the rank's how manieth collective, of all communicators
 };
 
 // Of one rank in one communicator. Numbers count collectives from 1.
