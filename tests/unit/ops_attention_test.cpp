@@ -1,4 +1,4 @@
-// Attention of the cpu backend: blocks, odd sizes, grouped heads, document starts, fewer queries than keys.
+// Attention: blocks, odd sizes, grouped heads, document starts, fewer queries than keys.
 #include "ops_support.hpp"
 
 using namespace dropcycle;
@@ -64,11 +64,11 @@ TEST_CASE("attention and its adjoint") {
     check_against_float64("attention", [&, s = shape, d = documents](Run& r) {
       const std::int64_t width = s.heads * s.head_size;
       const Tensor qkv = r.normal(r.compute, {s.tokens(), s.qkv_width()});
-      const Tensor first = r.empty(DType::i32, {s.tokens()});
+      std::vector<std::int32_t> first;
       for (std::int64_t t = 0; t < s.tokens(); ++t) {
-        first.as<std::int32_t>()[t] = static_cast<std::int32_t>(t % s.sequence / 23 * 23 % 115);
+        first.push_back(static_cast<std::int32_t>(t % s.sequence / 23 * 23 % 115));
       }
-      const AttentionMask mask{d ? first : Tensor{}, {}};
+      const AttentionMask mask{d ? r.integers(first, {s.tokens()}) : Tensor{}, {}};
       const Tensor out = r.empty(r.compute, {s.tokens(), width}), lse = r.empty(r.acc, {s.tokens(), s.heads});
       r.ops.attention(s, packed_heads(s, qkv), mask, out, lse);
       r.output("out", out);

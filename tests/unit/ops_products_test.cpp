@@ -1,14 +1,10 @@
-// Products of the cpu backend: odd sizes, experts without rows, packed copies and their versions.
-#include <malloc.h>
-
-#include <algorithm>
+// Products: odd sizes, experts without rows.
 #include <string>
 
 #include "ops_support.hpp"
 
 using namespace dropcycle;
 using dropcycle::test::check_against_float64;
-using dropcycle::test::cpu_ops;
 using dropcycle::test::Run;
 
 TEST_CASE("linear and its adjoints on odd and even sizes") {
@@ -65,47 +61,4 @@ TEST_CASE("products of experts with few, many and no rows") {
       });
     }
   }
-}
-
-TEST_CASE("row counts of experts that change every step need no more memory once their pieces are known") {
-  const std::int64_t experts = 4, rows = 500, in = 64, out = 128;
-  OwnedTensor x(DType::f32, {rows, in}), w(DType::f32, {experts, out, in}), y(DType::f32, {rows, out});
-  OwnedTensor dw(DType::f32, {experts, out, in});
-  const std::uint64_t version = next_weight_version();
-  std::uint64_t draw = 0;
-  const auto steps = [&](int count) {
-    for (int step = 0; step < count; ++step) {
-      std::vector<std::int64_t> offsets{0, 0, 0, 0, rows};
-      for (std::size_t e = 1; e < 4; ++e) {
-        offsets[e] = RandomStream(1, Purpose::test, "offsets").bits(draw++) % static_cast<std::uint64_t>(rows);
-      }
-      std::ranges::sort(offsets);
-      cpu_ops().grouped_linear(x, offsets, {w, version}, y);
-      cpu_ops().grouped_linear_dx(y, offsets, {w, version}, x);
-      cpu_ops().grouped_linear_dw(y, x, offsets, dw);
-    }
-    const auto memory = mallinfo2();
-    return memory.uordblks + memory.hblkhd;
-  };
-  const int threads = omp_get_max_threads();
-  omp_set_num_threads(1);
-  const auto before = steps(300);
-  CHECK(steps(60) < before + 4096);  // a primitive or a row of a weight would be more
-  omp_set_num_threads(threads);
-}
-
-TEST_CASE("a packed copy lives as long as its version") {
-  std::vector<float> w(6 * 4, 1), x(3 * 4, 1), y(3 * 6);
-  const auto product = [&](std::uint64_t version) {
-    cpu_ops().linear(Tensor(x.data(), {3, 4}), {Tensor(w.data(), {6, 4}), version}, Tensor(y.data(), {3, 6}));
-    return y[0];
-  };
-  CHECK(product(1) == 4);
-  w.assign(w.size(), 2);
-  CHECK(product(1) == 4);  // the version promises that nothing changed
-  CHECK(product(2) == 8);
-  w.assign(w.size(), 3);
-  CHECK(product(0) == 12);  // version 0 promises nothing
-  w.assign(w.size(), 4);
-  CHECK(product(0) == 16);
 }

@@ -1,8 +1,8 @@
-// Runs an operation on three backends with the same inputs: exact (reference in float64), plain (PlainOps) and cpu.
+// Runs an operation on three backends with the same inputs: exact (reference in float64), plain (PlainOps) and the one
+// under test, which each program names.
 #pragma once
 
 #include <doctest/doctest.h>
-#include <omp.h>
 
 #include <cmath>
 #include <cstring>
@@ -17,10 +17,10 @@
 
 namespace dropcycle::test {
 
-inline Ops& cpu_ops() {
-  static const auto ops = make_cpu_ops({});
-  return *ops;
-}
+// The backend under test.
+Ops& tested_ops();
+// Runs body() in one of two ways, 0 or 1, between which no bit may change: with more threads, or in another order.
+void in_way(int way, const std::function<void()>& body);
 
 // One run: makes inputs (the same for every backend) and remembers outputs.
 class Run {
@@ -40,25 +40,31 @@ class Run {
     if (type == compute && grid_ == DType::bf16) {
       for (float& value : values) value = static_cast<float>(BF16(value));
     }
-    const Tensor out = empty(type, shape);
-    reference::write({values.begin(), values.end()}, out);
-    return out;
+    return given(type, {values.begin(), values.end()}, shape);
   }
   Tensor indices(const Shape& shape, std::int64_t lowest, std::int64_t end) {
+    return integers(index_values(shape, lowest, end), shape);
+  }
+  std::vector<std::int32_t> index_values(const Shape& shape, std::int64_t lowest, std::int64_t end) {
     const RandomStream stream(7, Purpose::test, "index", ++inputs_);
-    const Tensor out = empty(DType::i32, shape);
-    for (std::int64_t i = 0; i < out.elements(); ++i) {
-      out.as<std::int32_t>()[i] = static_cast<std::int32_t>(lowest + stream.bits(static_cast<std::uint64_t>(i)) %
-                                                                         static_cast<std::uint64_t>(end - lowest));
+    std::vector<std::int32_t> values;
+    for (std::uint64_t i = 0; i < static_cast<std::uint64_t>(shape.elements()); ++i) {
+      values.push_back(static_cast<std::int32_t>(lowest + stream.bits(i) % static_cast<std::uint64_t>(end - lowest)));
     }
-    return out;
+    return values;
   }
   Tensor integers(const std::vector<std::int32_t>& values, const Shape& shape) {
-    const Tensor out = empty(DType::i32, shape);
-    std::memcpy(out.data, values.data(), values.size() * 4);
+    return given(DType::i32, {values.begin(), values.end()}, shape);
+  }
+  Tensor given(DType type, const std::vector<double>& values, const Shape& shape) {
+    const OwnedTensor host(type, shape);
+    reference::write(values, host);
+    const Tensor out = empty(type, shape);
+    ops.device().upload(out.data, host.view().data, out.bytes());
     return out;
   }
-  Tensor empty(DType type, const Shape& shape) { return tensors_.emplace_back(type, shape).view(); }
+  Tensor empty(DType type, const Shape& shape) { return tensors_.emplace_back(type, shape, ops.device()).view(); }
+  std::vector<double> read(const Tensor& x) const { return reference::read(HostCopy(ops.device(), x)); }
 
   // Marks results: read when the run is over.
   void output(const std::string& name, const Tensor& tensor) { outputs_.push_back({name, tensor}); }
@@ -88,34 +94,32 @@ inline double root_mean_square(const std::vector<double>& a, const std::vector<d
   return std::sqrt(sum / static_cast<double>(std::max<std::size_t>(1, a.size())));
 }
 
-// Every output of the cpu backend errs at most twice as much as the plain loops do; and one thread gives the bits of
-// three.
+// Every output of the backend under test errs at most twice as much as the plain loops do; and both ways of running it
+// give the same bits.
 inline void check_against_float64(const std::string& what, const Body& body) {
   PlainOps plain_ops;
   ReferenceOps exact_ops;
   for (const DType type : {DType::f32, DType::bf16}) {
-    Run exact(exact_ops, DType::f64, type), plain(plain_ops, type, type), cpu(cpu_ops(), type, type),
-        single(cpu_ops(), type, type);
+    Run exact(exact_ops, DType::f64, type), plain(plain_ops, type, type), tested(tested_ops(), type, type),
+        again(tested_ops(), type, type);
     body(exact);
     body(plain);
-    const int threads = omp_get_max_threads();
-    omp_set_num_threads(3);
-    body(cpu);
-    omp_set_num_threads(1);
-    body(single);
-    omp_set_num_threads(threads);
-    for (std::size_t i = 0; i < cpu.outputs().size(); ++i) {
-      const auto& [label, tensor] = cpu.outputs()[i];
+    in_way(0, [&] { body(tested); });
+    in_way(1, [&] { body(again); });
+    for (std::size_t i = 0; i < tested.outputs().size(); ++i) {
+      const std::string& label = tested.outputs()[i].first;
+      const HostCopy found(tested.ops.device(), tested.outputs()[i].second);
+      const HostCopy other(again.ops.device(), again.outputs()[i].second);
       INFO(what, " ", label, " ", std::string(name(type)));
       const auto want = reference::read(exact.outputs()[i].second);
       const double plain_error = root_mean_square(reference::read(plain.outputs()[i].second), want);
-      const double allowed = 2 * std::max(plain_error, rounding(want, tensor.dtype));
-      const double error = root_mean_square(reference::read(tensor), want);
+      const double allowed = 2 * std::max(plain_error, rounding(want, found.view().dtype));
+      const double error = root_mean_square(reference::read(found), want);
       const bool good = error <= allowed;  // false for NaN
       CHECK_MESSAGE(good, "error ", error, ", allowed ", allowed);
-      const bool same =
-          std::memcmp(tensor.data, single.outputs()[i].second.data, static_cast<std::size_t>(tensor.bytes())) == 0;
-      CHECK_MESSAGE(same, "the bits depend on the number of threads");
+      const auto bytes = static_cast<std::size_t>(found.view().bytes());
+      const bool same = std::memcmp(found.view().data, other.view().data, bytes) == 0;
+      CHECK_MESSAGE(same, "the bits depend on the order of work");
     }
   }
 }

@@ -1,0 +1,74 @@
+// What only the cpu backend has: checked indices, instruction sets, packed copies of weights and their versions.
+#include <malloc.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+
+#include "ops_support.hpp"
+
+using namespace dropcycle;
+
+namespace {
+
+Ops& cpu_ops() { return dropcycle::test::tested_ops(); }
+
+}  // namespace
+
+TEST_CASE("indices out of range and unknown instruction sets are refused") {
+  std::vector<float> w(6), y(2);
+  const Tensor matrix(w.data(), {3, 2}), out(y.data(), {1, 2});
+  for (std::int32_t index : {-1, 3}) CHECK_THROWS_AS(cpu_ops().gather_rows(matrix, Tensor(&index, {1}), out), Error);
+  std::int32_t token = 3;
+  CHECK_THROWS_AS(cpu_ops().embedding(Tensor(&token, {1}), matrix, out), Error);
+  const char* set = std::getenv("DROPCYCLE_ISA");
+  const std::string before = set == nullptr ? "native" : set;
+  setenv("DROPCYCLE_ISA", "sse9", 1);
+  CHECK_THROWS_WITH_AS(make_cpu_ops({}), "DROPCYCLE_ISA=sse9: unknown: expected baseline, avx2, avx512 or native",
+                       Error);
+  setenv("DROPCYCLE_ISA", before.c_str(), 1);
+}
+
+TEST_CASE("row counts of experts that change every step need no more memory once their pieces are known") {
+  const std::int64_t experts = 4, rows = 500, in = 64, out = 128;
+  OwnedTensor x(DType::f32, {rows, in}), w(DType::f32, {experts, out, in}), y(DType::f32, {rows, out});
+  OwnedTensor dw(DType::f32, {experts, out, in});
+  const std::uint64_t version = next_weight_version();
+  std::uint64_t draw = 0;
+  const auto steps = [&](int count) {
+    for (int step = 0; step < count; ++step) {
+      std::vector<std::int64_t> offsets{0, 0, 0, 0, rows};
+      for (std::size_t e = 1; e < 4; ++e) {
+        offsets[e] = RandomStream(1, Purpose::test, "offsets").bits(draw++) % static_cast<std::uint64_t>(rows);
+      }
+      std::ranges::sort(offsets);
+      cpu_ops().grouped_linear(x, offsets, {w, version}, y);
+      cpu_ops().grouped_linear_dx(y, offsets, {w, version}, x);
+      cpu_ops().grouped_linear_dw(y, x, offsets, dw);
+    }
+    const auto memory = mallinfo2();
+    return memory.uordblks + memory.hblkhd;
+  };
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
+  const auto before = steps(300);
+  CHECK(steps(60) < before + 4096);  // a primitive or a row of a weight would be more
+  omp_set_num_threads(threads);
+}
+
+TEST_CASE("a packed copy lives as long as its version") {
+  std::vector<float> w(6 * 4, 1), x(3 * 4, 1), y(3 * 6);
+  const auto product = [&](std::uint64_t version) {
+    cpu_ops().linear(Tensor(x.data(), {3, 4}), {Tensor(w.data(), {6, 4}), version}, Tensor(y.data(), {3, 6}));
+    return y[0];
+  };
+  CHECK(product(1) == 4);
+  w.assign(w.size(), 2);
+  CHECK(product(1) == 4);  // the version promises that nothing changed
+  CHECK(product(2) == 8);
+  w.assign(w.size(), 3);
+  CHECK(product(0) == 12);  // version 0 promises nothing
+  w.assign(w.size(), 4);
+  CHECK(product(0) == 16);
+}
