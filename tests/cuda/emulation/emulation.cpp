@@ -170,7 +170,7 @@ struct Grid {
   [[maybe_unused]] void* fiber = nullptr;
   [[maybe_unused]] const void* stack_bottom = nullptr;
   [[maybe_unused]] std::size_t stack_size = 0;
-  char barrier = 0, start = 0, arrays_key = 0;
+  char barrier = 0, start = 0, finish = 0, arrays_key = 0;  // what orders threads for ThreadSanitizer
   std::vector<char> warps;
 
   unsigned draw(std::size_t end) {
@@ -229,7 +229,7 @@ void run_thread() {
   try {
     acquire(&g.start);
     g.body();
-    release(&g.start);
+    release(&g.finish);  // which no other thread of the block acquires
   } catch (const std::exception& error) {
     if (g.error.empty()) g.error = error.what();
   }
@@ -384,7 +384,7 @@ void run_block() {
   do {
     run_ready_threads();
   } while (!release_barrier());
-  acquire(&g.start);
+  acquire(&g.finish);
   g.arrays.clear();
   if (!g.error.empty()) throw Error(std::exchange(g.error, {}));
 }
