@@ -153,8 +153,6 @@ struct Array {
 
 // The grid that runs: the scheduler's stack and all fibers.
 struct Grid {
-  dim3 grid, block;
-  uint3 index{};
   unsigned count = 0;
   std::function<void()> body;
   std::vector<Thread> threads;
@@ -208,6 +206,7 @@ void switch_to_scheduler([[maybe_unused]] bool last) {
 void switch_to_thread(Thread& t) {
   Grid& g = grid();
   g.current = &t;
+  position.thread = t.index;
 #if ADDRESS_SANITIZER
   __sanitizer_start_switch_fiber(&g.fake_stack, t.stack, kStackBytes);
 #endif
@@ -240,7 +239,7 @@ void run_thread() {
 
 void prepare(Thread& t, unsigned number) {
   Grid& g = grid();
-  const dim3& b = g.block;
+  const dim3& b = position.block_size;
   t.number = number;
   t.index = {number % b.x, number / b.x % b.y, number / (b.x * b.y)};
   t.stack = g.stacks[number].begin();
@@ -248,8 +247,10 @@ void prepare(Thread& t, unsigned number) {
 #if THREAD_SANITIZER
   if (t.fiber == nullptr) t.fiber = __tsan_create_fiber(0);  // kept: making one is slow
 #endif
-  // The first swap pops six registers and returns to run_thread, on a stack that is aligned as after a call.
-  auto** top = reinterpret_cast<void**>(t.stack + kStackBytes) - 2;
+  // The first swap pops six registers and returns to run_thread, on a stack that is aligned as after a call. Stacks
+  // begin at different places of a page, or all would fight for the same lines of the cache.
+  const std::size_t shift = number % 61 * 64;
+  auto** top = reinterpret_cast<void**>(t.stack + kStackBytes - shift) - 2;
   *top = reinterpret_cast<void*>(&run_thread);
   t.stack_pointer = top - 6;
   g.wake(t);
@@ -406,8 +407,8 @@ void run(dim3 blocks, dim3 block, std::size_t shared_bytes, std::function<void()
                 " bytes of shared memory in " + std::to_string(blocks.x) + " x " + std::to_string(blocks.y) + " x " +
                 std::to_string(blocks.z) + " blocks");
   }
-  g.grid = blocks;
-  g.block = block;
+  position.grid_size = blocks;
+  position.block_size = block;
   g.body = std::move(thread);
   g.random = options().seed * 0x9e3779b97f4a7c15ULL | 1;
   if (g.threads.size() < g.count) g.threads.resize(g.count);
@@ -422,18 +423,15 @@ void run(dim3 blocks, dim3 block, std::size_t shared_bytes, std::function<void()
   for (std::size_t i = 0; i < total; ++i) order[i] = i;
   for (std::size_t i = total; i > 1; --i) std::swap(order[i - 1], order[g.draw(i)]);
   for (const std::size_t i : order) {
-    g.index = {static_cast<unsigned>(i % blocks.x), static_cast<unsigned>(i / blocks.x % blocks.y),
-               static_cast<unsigned>(i / blocks.x / blocks.y)};
+    position.block = {static_cast<unsigned>(i % blocks.x), static_cast<unsigned>(i / blocks.x % blocks.y),
+                      static_cast<unsigned>(i / blocks.x / blocks.y)};
     run_block();
   }
 }
 
-Enqueue enqueue = [](cudaStream_t, std::function<void()> closure) { closure(); };
+Position position;
 
-const uint3& thread_index() { return grid().current->index; }
-const uint3& block_index() { return grid().index; }
-const dim3& block_size() { return grid().block; }
-const dim3& grid_size() { return grid().grid; }
+Enqueue enqueue = [](cudaStream_t, std::function<void()> closure) { closure(); };
 
 void wait_for_block(const Place& place) { wait(State::at_barrier, place); }
 

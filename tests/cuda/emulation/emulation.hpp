@@ -63,10 +63,11 @@ extern Enqueue enqueue;
 void run(dim3 grid, dim3 block, std::size_t shared_bytes, std::function<void()> thread);
 
 // ---- What kernels see of the thread that runs.
-const uint3& thread_index();
-const uint3& block_index();
-const dim3& block_size();
-const dim3& grid_size();
+struct Position {
+  uint3 thread, block;
+  dim3 block_size, grid_size;
+};
+extern Position position;
 
 enum class WarpOperation : std::uint8_t { synchronize, exclusive_or, up, index, ballot, match };
 
@@ -89,10 +90,10 @@ T exchange(WarpOperation operation, unsigned mask, T value, unsigned argument, c
 
 }  // namespace dropcycle::emulation
 
-#define threadIdx (dropcycle::emulation::thread_index())
-#define blockIdx (dropcycle::emulation::block_index())
-#define blockDim (dropcycle::emulation::block_size())
-#define gridDim (dropcycle::emulation::grid_size())
+#define threadIdx (dropcycle::emulation::position.thread)
+#define blockIdx (dropcycle::emulation::position.block)
+#define blockDim (dropcycle::emulation::position.block_size)
+#define gridDim (dropcycle::emulation::position.grid_size)
 #define SHARED_ARRAY(T, name, count) \
   static char name##_key_;           \
   T* const name = static_cast<T*>(dropcycle::emulation::shared_array(&name##_key_, sizeof(T) * (count)))
