@@ -44,13 +44,26 @@ function(dropcycle_add_cuda_backend)
   target_link_libraries(dropcycle_cuda PUBLIC ${DROPCYCLE_CUDA_LIBRARIES})
 endfunction()
 
-# Kernels: ptxas's warnings (spills, local memory) are errors. Weights' bits are the processor's: no fused multiply-add
-# where random.cu has none. fmt doesn't find out that nvcc knows constexpr.
+# Kernels: ptxas's warnings (spills, local memory) are errors. They are compiled in two pieces, for two processors: nvcc
+# takes longer over the headers than over a kernel. random.cu is apart: weights' bits are the processor's, without fused
+# multiply-add where it has none. fmt doesn't find out that nvcc knows constexpr.
+set(DROPCYCLE_NVCC_FLAGS -Xptxas=-warn-spills,-warn-lmem-usage,-Werror -Werror=all-warnings --expt-relaxed-constexpr
+                         -DFMT_USE_CONSTEXPR=1)
 file(GLOB cuda_kernel_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/ops/cuda/kernels/*.cu)
-add_library(dropcycle_cuda_kernels STATIC ${cuda_kernel_sources})
+set(random_kernels ${PROJECT_SOURCE_DIR}/src/ops/cuda/kernels/random.cu)
+list(REMOVE_ITEM cuda_kernel_sources ${random_kernels})
+foreach(source ${cuda_kernel_sources})
+  string(APPEND piece_0 "#include \"${source}\"\n")
+  string(CONCAT swapped "${piece_1}")  # the next goes to the other piece
+  set(piece_1 "${piece_0}")
+  set(piece_0 "${swapped}")
+endforeach()
+foreach(piece 0 1)
+  file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/cuda_kernels_${piece}.cu CONTENT "${piece_${piece}}" @ONLY)
+endforeach()
+add_library(dropcycle_cuda_kernels STATIC ${PROJECT_BINARY_DIR}/cuda_kernels_0.cu
+                                          ${PROJECT_BINARY_DIR}/cuda_kernels_1.cu ${random_kernels})
 target_include_directories(dropcycle_cuda_kernels PUBLIC ${PROJECT_SOURCE_DIR}/include)
 target_link_libraries(dropcycle_cuda_kernels PUBLIC CUDA::cudart fmt::fmt INTERFACE dropcycle_device)
-target_compile_definitions(dropcycle_cuda_kernels PRIVATE FMT_USE_CONSTEXPR=1)
-target_compile_options(dropcycle_cuda_kernels PRIVATE -Xptxas=-warn-spills,-warn-lmem-usage,-Werror -Werror=all-warnings
-                       --expt-relaxed-constexpr)
-set_source_files_properties(${PROJECT_SOURCE_DIR}/src/ops/cuda/kernels/random.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
+target_compile_options(dropcycle_cuda_kernels PRIVATE ${DROPCYCLE_NVCC_FLAGS})
+set_source_files_properties(${random_kernels} PROPERTIES COMPILE_OPTIONS -fmad=false)
