@@ -270,7 +270,7 @@ void print_fastest(const Config& config, int ranks, const GpuCluster& cluster) {
     fmt::print("  none fits: take more ranks\n");
     return;
   }
-  fmt::print("  {:<46} {:>3} {:<9} {:>8} {:>8} {:>9} {:>6} {:>7}  {}\n", "layout", "mb", "recompute", "needs", "step",
+  fmt::print("  {:<54} {:>3} {:<9} {:>8} {:>8} {:>9} {:>6} {:>7}  {}\n", "layout", "mb", "recompute", "needs", "step",
              "tokens/s", "MFU", "sending", "most of the rest goes to");
   for (const LayoutChoice& choice : found) {
     const StepTime& t = choice.time;
@@ -279,10 +279,10 @@ void print_fastest(const Config& config, int ranks, const GpuCluster& cluster) {
     for (const Loss& loss : std::span(lost).first(kReasons)) {
       reasons += fmt::format("{}{} {}", reasons.empty() ? "" : ", ", loss.name, percent(loss.seconds, t.total()));
     }
-    fmt::print("  {:<46} {:>3} {:<9} {:>8} {:>6.3g} s {:>9.0f} {:>5.1f}% {:>7}  {}\n",
-               describe(choice.plan, choice.config), choice.config.train.micro_batch, choice.config.train.recompute,
-               gigabytes(choice.plan.fullest().total()), t.total(), t.tokens_per_second, 100 * t.mfu,
-               percent(t.communication(), t.total()), reasons);
+    fmt::print("  {:<54} {:>3} {:<9} {:>8} {:>6.3g} s {:>9.0f} {:>5.1f}% {:>7}  {}\n",
+               describe(choice.plan, choice.config) + (choice.config.parallel.overlap_dispatch ? ", halves" : ""),
+               choice.config.train.micro_batch, choice.config.train.recompute, gigabytes(choice.plan.fullest().total()),
+               t.total(), t.tokens_per_second, 100 * t.mfu, percent(t.communication(), t.total()), reasons);
   }
 }
 

@@ -184,11 +184,14 @@ class Estimate {
 
   void add_experts(Seconds& forward, Seconds& backward) const {
     add_norm(forward, backward);
-    const double sent = s_.t * s_.chosen * s_.hidden, rows = s_.m / s_.local_experts;
-    forward.products += s_.local_experts * (forward_product(rows, 2 * s_.expert_width, s_.hidden, s_.c) +
-                                            forward_product(rows, s_.hidden, s_.expert_width, s_.c));
-    backward.products += s_.local_experts * (backward_products(rows, 2 * s_.expert_width, s_.hidden, s_.c) +
+    const double sent = s_.t * s_.chosen * s_.hidden, parts = s_.parts;
+    const double rows = s_.m / s_.local_experts / parts, products = parts * s_.local_experts;
+    const double computed = products * (forward_product(rows, 2 * s_.expert_width, s_.hidden, s_.c) +
+                                        forward_product(rows, s_.hidden, s_.expert_width, s_.c));
+    const double computed_back = products * (backward_products(rows, 2 * s_.expert_width, s_.hidden, s_.c) +
                                              backward_products(rows, s_.hidden, s_.expert_width, s_.c));
+    forward.products += computed;
+    backward.products += computed_back;
     add_swiglu(forward, backward, s_.m, s_.expert_width);
     // Router; rows to the order of the experts and back, once more where they come from other ranks.
     const double permuted = moved(s_.t * s_.hidden * s_.c + sent * s_.c) + moved(sent * s_.c + s_.t * s_.hidden * r_);
@@ -200,9 +203,10 @@ class Estimate {
     }
     forward.host += cluster_.host_seconds;
     if (s_.ep > 1) {
-      const double exchange = collective(GroupKind::ep, Collective::all_to_all, sent * s_.c * (s_.ep - 1) / s_.ep);
-      forward.expert += 2 * exchange;
-      backward.expert += 2 * exchange;
+      const double exchange =
+          collective(GroupKind::ep, Collective::all_to_all, sent * s_.c * (s_.ep - 1) / s_.ep / parts);
+      forward.expert += waited(2 * parts * exchange, computed);
+      backward.expert += waited(2 * parts * exchange, computed_back);
     }
     if (s_.etp > 1) {
       const double rows_of_all = s_.m * s_.hidden;
@@ -211,6 +215,11 @@ class Estimate {
       forward.expert += both;
       backward.expert += both;
     }
+  }
+
+  // What is left of the exchange of rows where it comes in parts, each hidden behind the experts' work on another.
+  double waited(double exchange, double computed) const {
+    return s_.parts == 1 ? exchange : std::max(exchange / s_.parts, exchange - computed);
   }
 
   void add_head(Seconds& forward, Seconds& backward) const {

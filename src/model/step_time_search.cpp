@@ -37,11 +37,15 @@ void for_each_setting(const Config& layout, Visit&& visit) {
       if (stages > 1 && c.parallel.pipeline == 1) continue;
       for (const std::int64_t micro_batch : {1, 2, 4, 8}) {
         for (const char* recompute : {"none", "selective", "full"}) {
+          c.parallel.overlap_dispatch = false;
           c.parallel.expert_tensor = split;
           c.parallel.virtual_stages = stages;
           c.parallel.schedule = stages > 1 ? "interleaved" : "1f1b";
           c.train.micro_batch = micro_batch;
           c.train.recompute = recompute;
+          visit(c);
+          if (c.parallel.expert == 1) continue;
+          c.parallel.overlap_dispatch = true;
           visit(c);
         }
       }

@@ -19,7 +19,8 @@
 //   times 0.8; between nodes one 400 Gbit/s InfiniBand card a GPU, times 0.85. A ring over several nodes runs at the
 //   lower of NVLink and the cards of the ranks that it has in a node; an all-to-all splits its bytes by destination.
 // Pipeline: T = M t + (P - 1) t / V, t the slowest stage's time for one microbatch (Narayanan et al., 2021b).
-// Overlap: see SendingRules.
+// Overlap: see SendingRules. Rows to experts in two halves (parallel.overlap_dispatch): of their exchange max(half,
+//   what the experts' products don't cover) is waited for, and the products have half as many rows each.
 // Dropless routing: in each MoE layer's forward the host waits for the counts, and kernels are late by host_seconds.
 //
 // Chosen: s = 0.8, a round number between what would meet Mixtral 8x7B (0.76) and 8x22B on 128 GPUs (0.88) below; it is
@@ -117,7 +118,8 @@ struct LayoutChoice {
 
 // The `count` fastest layouts of `config` on these ranks that fit into the cluster's memory with an even router, as
 // this trainer would run them. Tried: tp up to 8, cp where S > 8192, pp, ep in powers of two; etp 1 or tp; 1, 2 or 4
-// virtual stages; microbatches of 1 to 8 sequences; every kind of recomputation. tried: how many layouts are valid.
+// virtual stages; microbatches of 1 to 8 sequences; every kind of recomputation; rows to experts whole and in halves.
+// tried: how many layouts are valid.
 std::vector<LayoutChoice> fastest_layouts(const Config& config, int ranks, const GpuCluster& cluster, std::size_t count,
                                           int& tried);
 
