@@ -103,10 +103,10 @@ std::vector<std::string> assumptions(const GpuCluster& m, const SendingRules& t)
       fmt::format("{} GPUs a node: {:.3g} bytes a second to a neighbour in it, {:.3g} to another node; a collective "
                   "costs {:.0f} or {:.0f} us besides",
                   m.node_size, m.node_link, m.network_link, m.node_latency * 1e6, m.network_latency * 1e6),
-      fmt::format(
-          "of the communication, gradients' sums are {}, gathered weights {}, sends between stages {}; all else "
-          "is waited for",
-          hidden(t.hides_gradients), hidden(t.hides_weights), hidden(t.hides_sends)),
+      fmt::format("of the communication, gradients' sums are {}, gathered weights {}, sends between stages {}, half of "
+                  "the rows "
+                  "to experts with parallel.overlap_dispatch; all else is waited for, and what is hidden slows nothing",
+                  hidden(t.hides_gradients), hidden(t.hides_weights), hidden(t.hides_sends)),
       "the router is even: every expert has as many rows as any other",
   };
 }
