@@ -201,7 +201,7 @@ class NcclCommunicator final : public Communicator {
   }
   template <class F>
   std::unique_ptr<Request> start(F&& enqueue) {
-    if (!own_stream_) own_stream_.emplace();
+    if (!own_stream_) own_stream_.emplace(CudaStream::Priority::high);
     return run_on(own_stream_->get(), enqueue);
   }
 

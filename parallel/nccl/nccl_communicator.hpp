@@ -11,11 +11,11 @@
 namespace dropcycle {
 
 // One direction of messages between two ranks: a communicator of the two, and a stream, so that no message waits for
-// another one's partner.
+// another one's partner. Its kernels go before those of products, which would hold up the other rank too.
 struct NcclFlow {
   NcclHandle comm;
   int peer = 0;  // its rank in `comm`
-  CudaStream stream;
+  CudaStream stream{CudaStream::Priority::high};
 };
 
 // The flows of a ring of ranks: forward goes to the next rank, backward to the one before. All null without channels.

@@ -81,7 +81,7 @@ class SplitWorld final : public NcclWorld {
   // The first message of a pair waits on the host for its partner, which may be in the first message of another: it is
   // sent here, where all ranks do the same.
   std::unique_ptr<NcclFlow> connect(NcclHandle comm, int peer, bool sends, const Communicator& group) const {
-    auto flow = std::make_unique<NcclFlow>(NcclFlow{std::move(comm), peer, CudaStream()});
+    auto flow = std::make_unique<NcclFlow>(NcclFlow{std::move(comm), peer});
     void* const byte = device_.allocate(1);
     CudaEvent order;
     order.record(device_.stream());

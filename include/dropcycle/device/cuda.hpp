@@ -16,7 +16,9 @@ void check_cuda(cudaError_t result, const char* call);
 // A stream of its own, ordered against others by events only. Move-only.
 class CudaStream {
  public:
-  CudaStream();
+  // high: its kernels get the next free processors of the GPU, before those that wait on other streams.
+  enum class Priority { normal, high };
+  explicit CudaStream(Priority priority = Priority::normal);
   CudaStream(CudaStream&& other) noexcept;
   CudaStream& operator=(CudaStream&& other) noexcept;
   ~CudaStream();

@@ -55,7 +55,7 @@ void enqueue_once(cudaStream_t stream, std::string what, F work) {
     return true;
   });
 }
-// Runs streams in random order until the condition holds. A minute without progress is an error.
+// Runs streams in random order until the condition holds. Two minutes without progress are an error.
 void run_until(const std::function<bool()>& condition, std::string_view waiting_for);
 void run_everything(std::string_view waiting_for);
 // Gives the processor to others while another process is waited for; false after the patience.

@@ -48,7 +48,7 @@ namespace stand_in {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::seconds kPatience{60};
+constexpr std::chrono::seconds kPatience{120};
 
 struct Gpu {
   std::recursive_mutex mutex;
@@ -221,7 +221,14 @@ using namespace stand_in;
 
 extern "C" {
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* result, unsigned flags) {
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = 0;
+  *greatest = -5;
+  return cudaSuccess;
+}
+
+// The order is random whatever the priority.
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* result, unsigned flags, int) {
   const Entry entry;
   demand(flags == cudaStreamNonBlocking, "a stream that waits for the default stream");
   Gpu& g = gpu();
