@@ -54,6 +54,11 @@ class ProfiledOps final : public Ops {
     const Span span(SpanKind::operation, "jitter");
     inner_->jitter(x, stream, first, amplitude, y);
   }
+  void fill_normal(const RandomStream& stream, std::uint64_t first, double mean, double standard_deviation,
+                   const Tensor& out) override {
+    const Span span(SpanKind::operation, "fill_normal");
+    inner_->fill_normal(stream, first, mean, standard_deviation, out);
+  }
   void embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) override {
     const Span span(SpanKind::operation, "embedding");
     inner_->embedding(tokens, w, y);

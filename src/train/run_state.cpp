@@ -98,34 +98,47 @@ RunPosition resume_run(const Config& config, Model& model, const AdamW& optimize
   return position;
 }
 
+namespace {
+
+// `parts` of every parameter, in the host's memory, from the model that config.init names; its
+// CheckpointInfo::huggingface.
+std::string read_parent(const Config& config, std::span<const ParameterSpec> specs,
+                        std::span<const ShardedTensor> parts) {
+  Checkpoint parent = Checkpoint::open(find_checkpoint(config.init.from));
+  const ModelConfig parent_model = parse_model(parent.info().model);
+  const auto read = [&](const ShardedTensor& part) { parent.read("weight", part); };
+  if (config.init.method == "checkpoint") {
+    if (parent_model != config.model) {
+      fail(Status::usage, "init.from = {}: {}: take the [model] that `dropcycle inspect` shows of it", config.init.from,
+           first_difference(parent_model, config.model));
+    }
+    for (const ShardedTensor& part : parts) read(part);
+    return parent.info().huggingface;
+  }
+  try {
+    check_fits(parent_model, config.model);
+  } catch (const Error& error) {
+    fail(error.status(), "init.from = {}: {}", parent.folder().string(), error.what());
+  }
+  initialise(config.model, config.init, specs, parts, parent_model, read);
+  return parent.info().huggingface;
+}
+
+}  // namespace
+
 std::string initialise(Model& model, const Config& config) {
   std::string huggingface = "{}";
   ParameterStore& store = model.parameters();
-  HostMirror mirror(model.ops().device(), store.sharded_gradients());  // there is room for every parameter's whole part
-  const auto& parts = mirror.parts();
+  const auto parts = store.sharded_gradients();  // there is room for every parameter's whole part
   if (config.init.method == "scratch") {
-    initialise(config.model, config.init, store.specs(), parts);
-  } else {
-    Checkpoint parent = Checkpoint::open(find_checkpoint(config.init.from));
-    const ModelConfig parent_model = parse_model(parent.info().model);
-    huggingface = parent.info().huggingface;
-    const auto read = [&](const ShardedTensor& part) { parent.read("weight", part); };
-    if (config.init.method == "checkpoint") {
-      if (parent_model != config.model) {
-        fail(Status::usage, "init.from = {}: {}: take the [model] that `dropcycle inspect` shows of it",
-             config.init.from, first_difference(parent_model, config.model));
-      }
-      for (const ShardedTensor& part : parts) read(part);
-    } else {
-      try {
-        check_fits(parent_model, config.model);
-      } catch (const Error& error) {
-        fail(error.status(), "init.from = {}: {}", parent.folder().string(), error.what());
-      }
-      initialise(config.model, config.init, store.specs(), parts, parent_model, read);
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      initialise_fresh(store.specs()[i], config.init, config.model.init_std, parts[i], model.ops());
     }
+  } else {
+    HostMirror mirror(model.ops().device(), parts);
+    huggingface = read_parent(config, store.specs(), mirror.parts());
+    mirror.upload();
   }
-  mirror.upload();
   store.take_weights_from_gradients(model.ops());
   return huggingface;
 }

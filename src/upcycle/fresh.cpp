@@ -4,6 +4,7 @@
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/core/random.hpp"
 #include "dropcycle/core/threads.hpp"
+#include "dropcycle/device/host_mirror.hpp"
 #include "dropcycle/upcycle/upcycle.hpp"
 
 namespace dropcycle {
@@ -42,17 +43,37 @@ void fill_run(const RandomStream& stream, const Distribution& distribution, cons
   }
 }
 
+Distribution distribution_of(const ParameterSpec& spec, const InitConfig& init, double init_std) {
+  if (spec.initial == Initial::router) return router_distribution(init.router);
+  if (spec.initial == Initial::ones) return {false, 1, 0};
+  return {false, 0, init_std};
+}
+
 }  // namespace
 
 void initialise_fresh(const ParameterSpec& spec, const InitConfig& init, double init_std, const ShardedTensor& out) {
   const RandomStream stream(init.seed, Purpose::weight, spec.name);
-  Distribution distribution{false, 0, init_std};
-  if (spec.initial == Initial::router) distribution = router_distribution(init.router);
-  if (spec.initial == Initial::ones) distribution = {false, 1, 0};
+  const Distribution distribution = distribution_of(spec, init, init_std);
   for_each_run(out, [&](std::int64_t local, std::int64_t global, std::int64_t count) {
     in_parallel(count, 1 << 14, [&](std::int64_t first, std::int64_t last) {
       fill_run(stream, distribution, out.local, local + first, global + first, last - first);
     });
+  });
+}
+
+void initialise_fresh(const ParameterSpec& spec, const InitConfig& init, double init_std, const ShardedTensor& out,
+                      Ops& ops) {
+  const Distribution distribution = distribution_of(spec, init, init_std);
+  if (distribution.uniform) {  // a router's, small
+    HostMirror mirror(ops.device(), {out});
+    initialise_fresh(spec, init, init_std, mirror.parts().front());
+    return mirror.upload();
+  }
+  const RandomStream stream(init.seed, Purpose::weight, spec.name);
+  const Tensor flat = out.local.reshaped({out.local.elements()});
+  for_each_run(out, [&](std::int64_t local, std::int64_t global, std::int64_t count) {
+    ops.fill_normal(stream, static_cast<std::uint64_t>(global), distribution.first, distribution.second,
+                    flat.rows(local, count));
   });
 }
 

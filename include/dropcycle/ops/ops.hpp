@@ -123,6 +123,11 @@ class Ops {
   virtual void jitter(const Tensor& x, const RandomStream& stream, std::uint64_t first, double amplitude,
                       const Tensor& y) = 0;
 
+  // out[i] = mean + standard_deviation normal(first + i) of the stream (core/random.hpp), rounded once: the same bits
+  // on every backend.
+  virtual void fill_normal(const RandomStream& stream, std::uint64_t first, double mean, double standard_deviation,
+                           const Tensor& out) = 0;
+
   // ---- Embedding. tokens i32 [T]; negative: a token whose row of w another rank holds.
   // y[t] = w[tokens[t]]; 0 for a negative token.  y is acc.
   virtual void embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) = 0;

@@ -23,6 +23,7 @@
 #include "dropcycle/core/config.hpp"
 #include "dropcycle/core/sharded.hpp"
 #include "dropcycle/layers/parameter.hpp"
+#include "dropcycle/ops/ops.hpp"
 
 namespace dropcycle {
 
@@ -42,6 +43,9 @@ std::vector<std::int64_t> index_set(const InitConfig& init, std::int64_t neurons
 //   normal_002 N(0, 0.02), normal_02887 N(0, 0.2887), uniform_002 U(-0.02√3, 0.02√3), uniform_05 U(-0.5, 0.5),
 //   uniform_01 U(0, 1).
 void initialise_fresh(const ParameterSpec& spec, const InitConfig& init, double init_std, const ShardedTensor& out);
+// The same bits where `out` lives on the device of `ops`, which draws them there.
+void initialise_fresh(const ParameterSpec& spec, const InitConfig& init, double init_std, const ShardedTensor& out,
+                      Ops& ops);
 
 // Fills out.local with a part of a dense model's weight, in out's type.
 using ReadWeight = std::function<void(const ShardedTensor& out)>;

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "../sort_rows.hpp"
+#include "../host_operations.hpp"
 #include "dropcycle/core/error.hpp"
 #include "dropcycle/ops/backends.hpp"
 
@@ -144,6 +144,11 @@ void CpuOps::jitter(const Tensor& x, const RandomStream& stream, std::uint64_t f
 #pragma omp parallel for schedule(static)
     for (std::int64_t i = 0; i < n; ++i) out[i] = BF16(static_cast<float>(static_cast<float>(in[i]) * scale(i)));
   }
+}
+
+void CpuOps::fill_normal(const RandomStream& stream, std::uint64_t first, double mean, double standard_deviation,
+                         const Tensor& out) {
+  fill_normal_on_host(stream, first, mean, standard_deviation, out);
 }
 
 void CpuOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) {

@@ -130,6 +130,12 @@ class GraphOps final : public Ops {
               const Tensor& y) override {
     if (to_run("jitter", x, stream, first, amplitude, y)) inner_->jitter(x, stream, first, amplitude, y);
   }
+  void fill_normal(const RandomStream& stream, std::uint64_t first, double mean, double standard_deviation,
+                   const Tensor& out) override {
+    if (to_run("fill_normal", stream, first, mean, standard_deviation, out)) {
+      inner_->fill_normal(stream, first, mean, standard_deviation, out);
+    }
+  }
   void embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) override {
     if (to_run("embedding", tokens, w, y)) inner_->embedding(tokens, w, y);
   }

@@ -22,6 +22,11 @@ void KernelOps::jitter(const Tensor& x, const RandomStream& stream, std::uint64_
   cuda::jitter(stream_, x, stream, first, amplitude, y);
 }
 
+void KernelOps::fill_normal(const RandomStream& stream, std::uint64_t first, double mean, double standard_deviation,
+                            const Tensor& out) {
+  cuda::fill_normal(stream_, stream, first, mean, standard_deviation, out);
+}
+
 void KernelOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) {
   cuda::embedding(stream_, tokens, w, y);
 }

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../host_operations.hpp"
 #include "reference_ops.hpp"
 #include "values.hpp"
 
@@ -45,6 +46,11 @@ void ReferenceOps::jitter(const Tensor& x, const RandomStream& stream, std::uint
   auto values = read(x);
   for (std::size_t i = 0; i < values.size(); ++i) values[i] *= 1 + amplitude * (2 * stream.uniform(first + i) - 1);
   write(values, y);
+}
+
+void ReferenceOps::fill_normal(const RandomStream& stream, std::uint64_t first, double mean, double standard_deviation,
+                               const Tensor& out) {
+  fill_normal_on_host(stream, first, mean, standard_deviation, out);
 }
 
 void ReferenceOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) {

@@ -27,6 +27,8 @@ class ReferenceOps : public Ops {
   void add(const Tensor& a, const Tensor& b, const Tensor& y) override;
   void jitter(const Tensor& x, const RandomStream& stream, std::uint64_t first, double amplitude,
               const Tensor& y) override;
+  void fill_normal(const RandomStream& stream, std::uint64_t first, double mean, double standard_deviation,
+                   const Tensor& out) override;
   void embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) override;
   void embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) override;
   void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& w, double epsilon, const Tensor& sum,

@@ -2,7 +2,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "../sort_rows.hpp"
+#include "../host_operations.hpp"
 #include "reference_ops.hpp"
 #include "values.hpp"
 

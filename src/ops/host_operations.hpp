@@ -1,14 +1,26 @@
-// Ops::sort_rows of the backends whose memory is the host's: a counting sort.
+// Operations that are the same on every backend whose memory is the host's.
 #pragma once
 
 #include <algorithm>
 #include <numeric>
 #include <vector>
 
+#include "dropcycle/core/random.hpp"
 #include "dropcycle/core/tensor.hpp"
+#include "dropcycle/core/threads.hpp"
 
 namespace dropcycle {
 
+inline void fill_normal_on_host(const RandomStream& stream, std::uint64_t first, double mean, double standard_deviation,
+                                const Tensor& out) {
+  const Tensor flat = out.reshaped({out.elements()});
+  in_parallel(out.elements(), 1 << 14, [&](std::int64_t begin, std::int64_t end) {
+    stream.fill_normal(flat.rows(begin, end - begin), first + static_cast<std::uint64_t>(begin), mean,
+                       standard_deviation);
+  });
+}
+
+// A counting sort.
 inline void sort_rows_on_host(const Tensor& experts, const Tensor& counts, const Tensor& token_of_row,
                               const Tensor& slots) {
   const std::int64_t chosen = experts.shape[1];
