@@ -48,14 +48,19 @@ double measure_product_speed(Machine& machine) {
   Device& device = machine.ops->device();
   const OwnedTensor x(machine.compute, {rows, inputs}, device), w(machine.compute, {outputs, inputs}, device),
       y(machine.compute, {rows, outputs}, device);
+  constexpr double kSeconds = 0.05;
+  constexpr int kLeastRuns = 4;  // the first ones create and pack
+  const auto seconds_since = [](auto start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  machine.groups.world().barrier();
+  const auto begin = std::chrono::steady_clock::now();
   double best = 0;
-  for (int run = 0; run < 6; ++run) {  // the first ones create and pack
-    machine.groups.world().barrier();
+  for (int run = 0; run < kLeastRuns || seconds_since(begin) < kSeconds; ++run) {
     const auto start = std::chrono::steady_clock::now();
     machine.ops->linear(x, {w, 1}, y);
     device.synchronize();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, 2.0 * rows * inputs * outputs / seconds);
+    best = std::max(best, 2.0 * rows * inputs * outputs / seconds_since(start));
   }
   machine.groups.world().sum({&best, 1});
   return best;

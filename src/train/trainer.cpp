@@ -70,10 +70,10 @@ class Run {
   Dataset dataset_;
   Validation validation_;
   TrainingStep step_;
+  double product_speed_;  // before the loader's thread takes a core
   BatchLoader loader_;
   CheckpointWriter checkpoints_;
   std::unique_ptr<MetricsWriter> metrics_;
-  double product_speed_;
   double seconds_per_step_ = 0;  // smoothed
   GroupTraffic traffic_;         // of all steps of this process
 };
@@ -111,13 +111,13 @@ Run::Run(const Config& config, const Runtime& runtime, Resume resume, bool profi
                position_.data ? &*position_.data : nullptr),
       validation_(config, machine_.groups, text_.tokenizer_digest),
       step_(model_, optimizer_, machine_.groups, config),
+      product_speed_(measure_product_speed(machine_)),
       loader_(dataset_, {.first_sample = dataset_.first_sample(),
                          .global_batch = config.train.global_batch,
                          .micro_batch = config.train.micro_batch,
                          .data_rank = machine_.groups[GroupKind::dp].rank(),
                          .data_ranks = machine_.groups[GroupKind::dp].size()}),
-      checkpoints_(config.train.output, config.checkpoint, rank_group(machine_.groups)),
-      product_speed_(measure_product_speed(machine_)) {
+      checkpoints_(config.train.output, config.checkpoint, rank_group(machine_.groups)) {
   if (position_.huggingface != "{}") text_.huggingface = position_.huggingface;
   if (is_root()) {
     std::filesystem::create_directories(config.train.output);
