@@ -255,7 +255,9 @@ void add_device(Keys& keys) {
                {"device.threads", device<&C::threads>, "threads", "per rank; 0: the cores, shared by its node's ranks",
                 Bounds{0, 65536}},
                {"device.cuda_graphs", device<&C::cuda_graphs>, "",
-                "launch each layer's dense part as one CUDA graph, recorded in the first steps"}});
+                "launch each layer's dense part as one CUDA graph, recorded in the first steps"},
+               {"device.deterministic", device<&C::deterministic>, "",
+                "the same bits in every run on GPUs too, at the price of a slower attention backward pass"}});
 }
 
 Keys all_keys() {

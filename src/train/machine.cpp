@@ -29,9 +29,10 @@ Machine make_machine(const Config& config, const Runtime& runtime) {
   const PipelineOptions pipeline = pipeline_options(config);
   const int threads =
       config.device.threads > 0 ? config.device.threads : std::max(1, processors() / runtime.local_size());
-  std::unique_ptr<Ops> ops =
-      make_ops(config.device.backend,
-               {.threads = threads, .local_rank = runtime.local_rank(), .graphs = config.device.cuda_graphs});
+  std::unique_ptr<Ops> ops = make_ops(config.device.backend, {.threads = threads,
+                                                              .local_rank = runtime.local_rank(),
+                                                              .graphs = config.device.cuda_graphs,
+                                                              .deterministic = config.device.deterministic});
   Machine machine{runtime.groups(
       {.tp = p.tensor, .cp = p.context, .dp = p.data, .pp = p.pipeline, .etp = p.expert_tensor, .ep = p.expert},
       ops->device())};

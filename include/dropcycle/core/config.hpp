@@ -117,7 +117,7 @@ struct DeviceConfig {
   std::string backend = "cpu";         // cpu, cuda, reference
   std::string compute_dtype = "auto";  // auto, bf16, f32, f64
   int threads = 0;
-  bool cuda_graphs = false;
+  bool cuda_graphs = false, deterministic = true;
 
   bool operator==(const DeviceConfig&) const = default;
 };

@@ -228,9 +228,10 @@ class Ops {
 };
 
 struct OpsOptions {
-  int threads = 0;      // cpu. 0: as many as the process may run on
-  int local_rank = 0;   // cuda: the GPU's number on this node
-  bool graphs = false;  // cuda: record what repeat() runs
+  int threads = 0;            // cpu. 0: as many as the process may run on
+  int local_rank = 0;         // cuda: the GPU's number on this node
+  bool graphs = false;        // cuda: record what repeat() runs
+  bool deterministic = true;  // cuda: attention's backward pass adds in a fixed order, which costs time and memory
 };
 
 // backend: "reference" (plain loops; f64 and f32, and bf16 with f32 sums) or "cpu" (oneDNN and vectorised kernels;

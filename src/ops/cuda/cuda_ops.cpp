@@ -7,9 +7,8 @@ namespace dropcycle {
 
 namespace cuda {
 
-// The same seed and layout give the same bits: attention's backward pass too.
-CudaOps::CudaOps(CudaDevice& device)
-    : KernelOps(device, device.stream()), products_(device), attention_(device, true) {}
+CudaOps::CudaOps(CudaDevice& device, bool deterministic)
+    : KernelOps(device, device.stream()), products_(device), attention_(device, deterministic) {}
 
 void CudaOps::linear(const Tensor& x, const Weight& w, const Tensor& y) { products_.linear(x, w.tensor, y); }
 
@@ -47,7 +46,7 @@ void CudaOps::attention_backward(const AttentionShape& shape, const AttentionHea
 
 std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options) {
   CudaDevice& device = as_cuda(cuda_device(options.local_rank));
-  std::unique_ptr<Ops> ops = std::make_unique<cuda::CudaOps>(device);
+  std::unique_ptr<Ops> ops = std::make_unique<cuda::CudaOps>(device, options.deterministic);
   return options.graphs ? cuda::make_graph_ops(std::move(ops), device) : std::move(ops);
 }
 

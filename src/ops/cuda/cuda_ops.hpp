@@ -10,8 +10,9 @@ namespace dropcycle::cuda {
 
 class CudaOps : public KernelOps {
  public:
-  // The device outlives it.
-  explicit CudaOps(CudaDevice& device);
+  // deterministic: attention's backward pass gives the same bits in every run, as all else does anyway. The device
+  // outlives it.
+  CudaOps(CudaDevice& device, bool deterministic);
 
   void linear(const Tensor& x, const Weight& w, const Tensor& y) override;
   void linear_dx(const Tensor& dy, const Weight& w, const Tensor& dx) override;
