@@ -64,4 +64,12 @@ std::vector<Piece> even_pieces(std::int64_t elements, int ranks) {
   return pieces;
 }
 
+std::vector<Piece> pieces_of(std::span<const std::int64_t> counts, std::int64_t unit) {
+  std::vector<Piece> pieces;
+  for (const std::int64_t count : counts) {
+    pieces.push_back({pieces.empty() ? 0 : pieces.back().first + pieces.back().count, count * unit});
+  }
+  return pieces;
+}
+
 }  // namespace dropcycle

@@ -32,5 +32,7 @@ void check_peer(const GroupPlace& place, int peer, std::string_view call);
 void check_summable(const Tensor& x);
 // piece_of every rank.
 std::vector<Piece> even_pieces(std::int64_t elements, int ranks);
+// One after another, counts[r] times `unit` for rank r.
+std::vector<Piece> pieces_of(std::span<const std::int64_t> counts, std::int64_t unit);
 
 }  // namespace dropcycle

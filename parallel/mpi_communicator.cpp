@@ -157,11 +157,7 @@ class MpiCommunicator final : public Communicator {
     const Span span(SpanKind::communication, "reduce_scatter");
     check_rows(place(), out, counts, x, "reduce_scatter");
     count(Collective::reduce_scatter, x.bytes());
-    std::vector<Piece> pieces;
-    const std::int64_t width = bytes_of_row(place(), x) / size_bytes(x.dtype);
-    for (const std::int64_t rows : counts) {
-      pieces.push_back({pieces.empty() ? 0 : pieces.back().first + pieces.back().count, rows * width});
-    }
+    const std::vector<Piece> pieces = pieces_of(counts, bytes_of_row(place(), x) / size_bytes(x.dtype));
     start_exchange(next_exchange(), x, pieces, true, false)->wait();
     if (out.bytes() == 0) return;
     std::memcpy(out.data, element(x, pieces[static_cast<std::size_t>(rank_)].first),

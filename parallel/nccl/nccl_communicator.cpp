@@ -290,15 +290,6 @@ class NcclCommunicator final : public Communicator {
                "cudaMemcpyAsync");
   }
 
-  // One after another, `counts` times `unit`.
-  static std::vector<Piece> pieces_of(std::span<const std::int64_t> counts, std::int64_t unit) {
-    std::vector<Piece> pieces;
-    for (const std::int64_t count : counts) {
-      pieces.push_back({pieces.empty() ? 0 : pieces.back().first + pieces.back().count, count * unit});
-    }
-    return pieces;
-  }
-
   const NcclFlow& flow_to(int peer, Channel channel, bool sends, const char* call) const {
     check_peer(place(), peer, call);
     const bool forward = channel == Channel::forward;

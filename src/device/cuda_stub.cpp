@@ -6,8 +6,7 @@ namespace dropcycle {
 Device& cuda_device(int) {
   fail(Status::usage,
        "no CUDA device: this binary was built without CUDA: build it with `cmake --preset cuda && cmake --build "
-       "--preset "
-       "cuda`, or use device.backend = \"cpu\"");
+       "--preset cuda`, or use device.backend = \"cpu\"");
 }
 
 }  // namespace dropcycle

@@ -40,7 +40,6 @@ class CudaEvent {
   void make_wait(cudaStream_t stream) const;
   // Whether the recorded point has been reached.
   bool reached() const;
-  void synchronize() const;
   cudaEvent_t get() const { return event_; }
 
  private:

@@ -52,6 +52,4 @@ bool CudaEvent::reached() const {
   return true;
 }
 
-void CudaEvent::synchronize() const { check_cuda(cudaEventSynchronize(event_), "the GPU's work"); }
-
 }  // namespace dropcycle
