@@ -13,11 +13,11 @@
 namespace dropcycle {
 namespace {
 
-void print(const OperationTime& time, const MachineLimits& limits) {
+void print(const OperationTime& time) {
   const bool product = time.flops > 0;
+  const double work = product ? time.flops : time.reads + time.writes;
   fmt::print("{:<32} {:<32} {:>10.3f} {:>9.1f} {:<7} {:>6.0f}%\n", time.name, time.sizes, 1e3 * time.seconds,
-             1e-9 * (product ? time.flops : time.bytes) / time.seconds, product ? "GFLOP/s" : "GB/s",
-             100 * time.limit_seconds(limits) / time.seconds);
+             1e-9 * work / time.seconds, product ? "GFLOP/s" : "GB/s", 100 * time.limit_seconds / time.seconds);
 }
 
 Status bench_ops(Config config, const Runtime& runtime) {
@@ -26,19 +26,15 @@ Status bench_ops(Config config, const Runtime& runtime) {
   resolve(config);
   Machine machine = make_machine(config, runtime);
   Progress progress;
-  progress.show("measuring the limits of this machine");
-  MachineLimits limits = measure_limits(*machine.ops, machine.compute, machine.threads);
   std::vector<OperationTime> times;
-  benchmark_ops(*machine.ops, machine.compute, config, [&](const OperationTime& time) {
+  benchmark_ops(*machine.ops, machine.compute, config, machine.threads, [&](const OperationTime& time) {
     if (progress.due()) progress.show(fmt::format("measuring: {} of some 35 operations", times.size()));
     times.push_back(time);
   });
-  limits = best_of(limits, measure_limits(*machine.ops, machine.compute, machine.threads));
   progress.clear();
-  fmt::print("{} on {} threads: products {:.0f} GFLOP/s, memory {:.1f} GB/s copied, {:.1f} GB/s read\n\n",
-             name(machine.compute), machine.threads, 1e-9 * limits.products, 1e-9 * limits.copy, 1e-9 * limits.read);
+  fmt::print("{} on {} threads\n\n", name(machine.compute), machine.threads);
   fmt::print("{:<32} {:<32} {:>10} {:>17} {:>7}\n", "operation", "sizes", "ms", "rate", "limit");
-  for (const OperationTime& time : times) print(time, limits);
+  for (const OperationTime& time : times) print(time);
   return Status::ok;
 }
 
@@ -58,9 +54,8 @@ void add_bench(CLI::App& app) {
       ->required();
   add_set_option(*ops, options->overrides);
   ops->footer(
-      "\nThe limit of a product is the backend's best product, that of everything else the memory's speed. An "
-      "operation\n"
-      "whose operands stay in the caches may pass it.\n\nExamples:\n"
+      "\nThe limit of a product is the backend's best product; of everything else copying, reading or setting as many\n"
+      "bytes, measured in turns with it. An operation whose operands stay in the caches may pass it.\n\nExamples:\n"
       "  dropcycle bench ops configs/experiment/moe_8x152m_drop.toml --set train.micro_batch=4\n"
       "  dropcycle bench ops configs/model/quickstart_moe.toml --set data.sequence_length=512 --set "
       "train.micro_batch=8");

@@ -6,7 +6,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
-#include <optional>
 #include <span>
 
 #include "dropcycle/core/error.hpp"
@@ -128,16 +127,6 @@ std::vector<Change> changes(const Config& config) {
   return result;
 }
 
-std::optional<Plan> plan_if_valid(Config config, int ranks, const PlanOptions& options) {
-  try {
-    resolve(config);
-    return make_plan(config, ranks, options);
-  } catch (const Error& error) {
-    if (error.status() != Status::usage) throw;
-    return std::nullopt;
-  }
-}
-
 // The fewest changes that fit into `memory`; of several the one that takes least.
 std::string nearest_that_fits(const Config& config, int ranks, const PlanOptions& options, double memory) {
   std::vector<Change> reached = {{"", config}};
@@ -149,7 +138,8 @@ std::string nearest_that_fits(const Config& config, int ranks, const PlanOptions
     for (const Change& from : reached) {
       for (Change& to : changes(from.config)) {
         to.config.parallel.data = 0;
-        const auto plan = plan_if_valid(to.config, ranks, options);
+        Config resolved = to.config;
+        const auto plan = plan_if_valid(resolved, ranks, options);
         if (!plan) continue;
         to.text = from.text + " --set " + to.text;
         const double total = plan->fullest().total();
@@ -187,27 +177,19 @@ void print_search(const Config& config, int ranks, const PlanOptions& options, d
   };
   std::vector<Found> found;
   int tried = 0;
-  const int most_experts = static_cast<int>(std::max<std::int64_t>(1, config.model.experts));
-  for (int tp = 1; tp <= std::min(8, ranks); tp *= 2) {
-    for (int cp = 1; cp <= 4 && tp * cp <= ranks; cp *= 2) {
-      for (int pp = 1; tp * cp * pp <= ranks && pp <= config.model.layers; pp *= 2) {
-        for (int ep = 1; ep <= most_experts; ep *= 2) {
-          Config c = config;
-          c.parallel.tensor = tp, c.parallel.context = cp, c.parallel.pipeline = pp, c.parallel.expert = ep;
-          c.parallel.data = 0, c.parallel.expert_tensor = 1, c.parallel.virtual_stages = 1;
-          c.parallel.schedule = "1f1b", c.parallel.pipeline_layers.clear();
-          const auto plan = plan_if_valid(c, ranks, options);
-          if (!plan) continue;
-          ++tried;
-          PlanOptions worst = options;
-          worst.expert_load = worst_of(*plan);
-          const double total = plan->fullest().total();
-          if (total <= memory)
-            found.push_back(
-                {describe(*plan, c), total, make_plan(c, ranks, worst).fullest().total(), sent_in_all(plan->traffic)});
-        }
-      }
-    }
+  constexpr int kMostContext = 4;
+  for (Config& layout : layouts_to_try(config, ranks, kMostContext)) {
+    layout.parallel.expert_tensor = layout.parallel.virtual_stages = 1;
+    layout.parallel.schedule = "1f1b";
+    const auto plan = plan_if_valid(layout, ranks, options);
+    if (!plan) continue;
+    ++tried;
+    PlanOptions worst = options;
+    worst.expert_load = worst_of(*plan);
+    const double total = plan->fullest().total();
+    if (total > memory) continue;
+    found.push_back({describe(*plan, layout), total, make_plan(layout, ranks, worst).fullest().total(),
+                     sent_in_all(plan->traffic)});
   }
   std::ranges::sort(found, {}, [](const Found& f) { return f.sent; });
   constexpr std::size_t kShown = 16;

@@ -141,4 +141,32 @@ Plan make_plan(const Config& config, int ranks, const PlanOptions& options) {
   return plan;
 }
 
+std::optional<Plan> plan_if_valid(Config& config, int ranks, const PlanOptions& options) {
+  try {
+    resolve(config);
+    return make_plan(config, ranks, options);
+  } catch (const Error& error) {
+    if (error.status() != Status::usage) throw;
+    return std::nullopt;
+  }
+}
+
+std::vector<Config> layouts_to_try(const Config& config, int ranks, int most_context) {
+  const auto most_experts = std::max<std::int64_t>(1, config.model.experts);
+  const auto most_stages = std::min<std::int64_t>(ranks, config.model.layers);
+  std::vector<Config> layouts;
+  Config c = config;
+  ParallelConfig& p = c.parallel;
+  p.data = 0;
+  p.pipeline_layers.clear();
+  for (p.tensor = 1; p.tensor <= std::min(8, ranks); p.tensor *= 2) {
+    for (p.context = 1; p.context <= most_context; p.context *= 2) {
+      for (p.pipeline = 1; p.pipeline <= most_stages; p.pipeline *= 2) {
+        for (p.expert = 1; p.expert <= most_experts; p.expert *= 2) layouts.push_back(c);
+      }
+    }
+  }
+  return layouts;
+}
+
 }  // namespace dropcycle

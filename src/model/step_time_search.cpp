@@ -1,31 +1,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <optional>
 
-#include "dropcycle/core/error.hpp"
 #include "dropcycle/model/step_time.hpp"
 
 namespace dropcycle {
 namespace {
-
-// Calls visit(config) for every combination of settings; most of them are not valid.
-template <class Visit>
-void for_each_layout(const Config& config, int ranks, Visit&& visit) {
-  const int most_experts = static_cast<int>(std::max<std::int64_t>(1, config.model.experts));
-  const int most_context = config.data.sequence_length > 8192 ? 8 : 1;
-  Config c = config;
-  c.parallel.data = 0;
-  c.parallel.pipeline_layers.clear();
-  for (c.parallel.tensor = 1; c.parallel.tensor <= std::min(8, ranks); c.parallel.tensor *= 2) {
-    for (c.parallel.context = 1; c.parallel.context <= most_context; c.parallel.context *= 2) {
-      for (c.parallel.pipeline = 1; c.parallel.pipeline <= std::min<std::int64_t>(ranks, c.model.layers);
-           c.parallel.pipeline *= 2) {
-        for (c.parallel.expert = 1; c.parallel.expert <= most_experts; c.parallel.expert *= 2) visit(c);
-      }
-    }
-  }
-}
 
 template <class Visit>
 void for_each_setting(const Config& layout, Visit&& visit) {
@@ -53,39 +33,27 @@ void for_each_setting(const Config& layout, Visit&& visit) {
   }
 }
 
-std::optional<LayoutChoice> choice_if_valid(Config config, int ranks, const GpuCluster& cluster) {
-  try {
-    resolve(config);
-    Plan plan = make_plan(config, ranks, {.compute = DType::bf16, .packed_weights = false, .evaluates = false});
-    StepTime time;
-    if (plan.fullest().total() <= cluster.memory_bytes - cluster.reserved_bytes) {
-      time = step_time(config, ranks, cluster, own_rules(config));
-    }
-    return LayoutChoice{std::move(config), std::move(plan), time};
-  } catch (const Error& error) {
-    if (error.status() != Status::usage) throw;
-    return std::nullopt;
-  }
-}
-
 }  // namespace
 
 std::vector<LayoutChoice> fastest_layouts(const Config& config, int ranks, const GpuCluster& cluster, std::size_t count,
                                           int& tried) {
+  const PlanOptions options{.compute = DType::bf16, .packed_weights = false, .evaluates = false};
+  const int most_context = config.data.sequence_length > 8192 ? 8 : 1;
   std::vector<LayoutChoice> fastest;
   tried = 0;
-  for_each_layout(config, ranks, [&](const Config& layout) {
-    for_each_setting(layout, [&](const Config& setting) {
-      auto choice = choice_if_valid(setting, ranks, cluster);
-      if (!choice) return;
+  for (const Config& layout : layouts_to_try(config, ranks, most_context)) {
+    for_each_setting(layout, [&](Config setting) {
+      auto plan = plan_if_valid(setting, ranks, options);
+      if (!plan) return;
       ++tried;
-      if (choice->time.tokens_per_second == 0) return;
-      const auto place = std::ranges::upper_bound(fastest, choice->time.total(), {},
-                                                  [](const LayoutChoice& c) { return c.time.total(); });
-      fastest.insert(place, std::move(*choice));
+      if (plan->fullest().total() > cluster.memory_bytes - cluster.reserved_bytes) return;
+      const StepTime time = step_time(setting, ranks, cluster, own_rules(setting));
+      const auto place =
+          std::ranges::upper_bound(fastest, time.total(), {}, [](const LayoutChoice& c) { return c.time.total(); });
+      fastest.insert(place, {std::move(setting), std::move(*plan), time});
       if (fastest.size() > count) fastest.pop_back();
     });
-  });
+  }
   return fastest;
 }
 

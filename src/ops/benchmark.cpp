@@ -1,5 +1,6 @@
 #include "dropcycle/ops/benchmark.hpp"
 
+#include <emmintrin.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -7,7 +8,6 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
-#include <thread>
 
 #include "dropcycle/device/arena.hpp"
 
@@ -20,19 +20,81 @@ constexpr std::int64_t kSpreadBytes = 128 << 20;  // what the operands of a call
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Median seconds of the calls in turn: seven at least, and a twentieth of a second.
-double median_seconds(const std::vector<Call>& calls) {
+double median(std::vector<double>& seconds) {
+  const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
+  std::ranges::nth_element(seconds, middle);
+  return *middle;
+}
+
+double seconds_of(const Call& call) {
+  const double start = now();
+  call();
+  return now() - start;
+}
+
+struct Medians {
+  double call, other;
+};
+// The calls in turn, each followed by `other`: seven at least, and a twentieth of a second.
+Medians median_seconds(const std::vector<Call>& calls, const Call& other) {
   for (const Call& call : calls) call();
-  std::vector<double> seconds;
+  std::vector<double> seconds, others;
   const double start = now();
   for (std::size_t i = 0; seconds.size() < 7 || now() - start < 0.05; ++i) {
-    const double before = now();
-    calls[i % calls.size()]();
-    seconds.push_back(now() - before);
+    seconds.push_back(seconds_of(calls[i % calls.size()]));
+    others.push_back(seconds_of(other));
   }
-  std::ranges::nth_element(seconds, seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2));
-  return seconds[seconds.size() / 2];
+  return {median(seconds), median(others)};
 }
+
+// Moves bytes on all threads, each within blocks of its own that are far larger than the caches: lines of 64 bytes,
+// fetched ahead and written past the caches, which is faster than memcpy().
+class Mover {
+ public:
+  explicit Mover(int threads) : threads_(threads), from_(kBlock * threads), to_(kBlock * threads) {
+    std::memset(from_.data(), 1, static_cast<std::size_t>(from_.size_bytes()));  // pages of its own
+    std::memset(to_.data(), 1, static_cast<std::size_t>(to_.size_bytes()));
+  }
+  // What is both read and written is copied, the rest read or set.
+  void move(std::int64_t reads, std::int64_t writes) {
+    const std::int64_t both = std::min(reads, writes) / threads_;
+    const std::int64_t read = reads / threads_ - both, set = writes / threads_ - both;
+#pragma omp parallel for num_threads(threads_)
+    for (int t = 0; t < threads_; ++t) {
+      const std::byte* from = from_.data() + t * kBlock;
+      std::byte* to = to_.data() + t * kBlock;
+      __m128i line[4] = {};
+      for (std::int64_t at = place_; at < place_ + both; at += 64) {
+        load(from + at % kBlock, line);
+        store(to + at % kBlock, line);
+      }
+      __m128i sums[4] = {};
+      for (std::int64_t at = place_ + both; at < place_ + both + read; at += 64) {
+        load(from + at % kBlock, line);
+        for (int i = 0; i < 4; ++i) sums[i] = _mm_add_epi64(sums[i], line[i]);
+      }
+      for (std::int64_t at = place_ + both; at < place_ + both + set; at += 64) store(to + at % kBlock, sums);
+    }
+    place_ = (place_ + both + read + set) / 64 * 64 % kBlock;
+  }
+
+ private:
+  static constexpr std::int64_t kBlock = 128 << 20, kAhead = 4096;
+  static void load(const std::byte* from, __m128i* line) {
+    _mm_prefetch(reinterpret_cast<const char*>(from + kAhead), _MM_HINT_T1);
+    for (int i = 0; i < 4; ++i) line[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(from) + i);
+  }
+  static void store(std::byte* to, const __m128i* line) {
+    for (int i = 0; i < 4; ++i) _mm_stream_si128(reinterpret_cast<__m128i*>(to) + i, line[i]);
+  }
+
+  int threads_;
+  std::int64_t place_ = 0;
+  Buffer from_, to_;
+};
+
+// Operations a second of the backend's best product.
+double product_rate(Ops& ops, DType compute);
 
 // Tensors of one call, alive as long as a copy of `owner`.
 class Operands {
@@ -75,8 +137,11 @@ class Bench {
  public:
   using Make = std::function<Call(Operands&)>;
 
-  Bench(Ops& ops, DType compute, const Config& config, const std::function<void(const OperationTime&)>& each)
+  Bench(Ops& ops, DType compute, const Config& config, int threads,
+        const std::function<void(const OperationTime&)>& each)
       : ops_(ops),
+        product_rate_(product_rate(ops, compute)),
+        mover_(threads),
         compute_(compute),
         each_(each),
         c_(config.model),
@@ -105,14 +170,19 @@ class Bench {
       calls.emplace_back([call, owner = operands.owner()] { call(); });
       bytes += operands.bytes();
     }
-    time.seconds = median_seconds(calls);
+    const auto reads = static_cast<std::int64_t>(time.reads), writes = static_cast<std::int64_t>(time.writes);
+    const Medians medians = median_seconds(calls, [&] { mover_.move(reads, writes); });
+    time.seconds = medians.call;
+    time.limit_seconds = time.flops > 0 ? time.flops / product_rate_ : medians.other;
     each_(time);
   }
   void product(const std::string& name, const std::string& sizes, double flops, const Make& make) {
     measure({.name = name, .sizes = sizes, .flops = flops}, make);
   }
-  void pass(const std::string& name, const std::string& sizes, std::int64_t bytes, const Make& make) {
-    measure({.name = name, .sizes = sizes, .bytes = static_cast<double>(bytes)}, make);
+  void pass(const std::string& name, const std::string& sizes, std::int64_t reads, std::int64_t writes,
+            const Make& make) {
+    measure({.name = name, .sizes = sizes, .reads = static_cast<double>(reads), .writes = static_cast<double>(writes)},
+            make);
   }
 
   Tensor out(Operands& o, bool acc, const Shape& shape) const { return acc ? o.acc(shape) : o.compute(shape); }
@@ -205,8 +275,8 @@ class Bench {
         ops_.attention_backward(s, packed_heads(s, qkv), {}, y, lse, dy, packed_heads(s, dqkv));
       };
     });
-    const std::int64_t turned = c_.heads + c_.kv_heads;
-    pass("rope", to_string(packed), 2 * tokens_ * turned * c_.head_size * size_, [&](Operands& o) -> Call {
+    const std::int64_t turned = c_.heads + c_.kv_heads, turned_bytes = tokens_ * turned * c_.head_size * size_;
+    pass("rope", to_string(packed), turned_bytes, turned_bytes, [&](Operands& o) -> Call {
       const Tensor frequencies = o.numbers(DType::f64, {c_.head_size / 2});
       const Tensor positions = o.indices({tokens_}, [&](std::int64_t i) { return i % sequence_; });
       return [this, x = o.compute(packed), positions, frequencies, turned] {
@@ -218,22 +288,22 @@ class Bench {
   void norms() {
     const Shape rows{tokens_, c_.hidden_size};
     const std::int64_t n = rows.elements();
-    pass("add_rms_norm", to_string(rows), n * (3 * acc_size_ + size_), [&](Operands& o) -> Call {
+    pass("add_rms_norm", to_string(rows), 2 * n * acc_size_, n * (acc_size_ + size_), [&](Operands& o) -> Call {
       return
           [this, x = o.acc(rows), delta = o.acc(rows), w = o.acc({c_.hidden_size}), sum = o.acc(rows),
            y = o.compute(rows), inverse = o.acc({tokens_})] { ops_.add_rms_norm(x, delta, w, 1e-5, sum, y, inverse); };
     });
-    pass("rms_norm_backward", to_string(rows), n * 4 * acc_size_, [&](Operands& o) -> Call {
+    pass("rms_norm_backward", to_string(rows), 3 * n * acc_size_, n * acc_size_, [&](Operands& o) -> Call {
       return
           [this, dy = o.acc(rows), x = o.acc(rows), w = o.acc({c_.hidden_size}), inverse = o.acc({tokens_}),
            dx = o.acc(rows), dw = o.acc({c_.hidden_size})] { ops_.rms_norm_backward(dy, x, w, inverse, dx, dx, dw); };
     });
-    pass("embedding", to_string(rows), n * (size_ + acc_size_), [&](Operands& o) -> Call {
+    pass("embedding", to_string(rows), n * size_, n * acc_size_, [&](Operands& o) -> Call {
       return [this, tokens = some_tokens(o), w = o.compute({c_.vocab_size, c_.hidden_size}), y = o.acc(rows)] {
         ops_.embedding(tokens, w, y);
       };
     });
-    pass("embedding_backward", to_string(rows), n * 3 * acc_size_, [&](Operands& o) -> Call {
+    pass("embedding_backward", to_string(rows), 2 * n * acc_size_, n * acc_size_, [&](Operands& o) -> Call {
       return [this, dy = o.acc(rows), tokens = some_tokens(o), dw = o.acc({c_.vocab_size, c_.hidden_size})] {
         ops_.embedding_backward(dy, tokens, dw);
       };
@@ -251,10 +321,10 @@ class Bench {
   void feed_forward() {
     const std::int64_t rows = tokens_ * (c_.is_moe() ? c_.experts_per_token : 1), f = c_.intermediate_size;
     const Shape wide{rows, 2 * f}, narrow{rows, f};
-    pass("swiglu", to_string(wide), 3 * rows * f * size_, [&](Operands& o) -> Call {
+    pass("swiglu", to_string(wide), 2 * rows * f * size_, rows * f * size_, [&](Operands& o) -> Call {
       return [this, x = o.compute(wide), y = o.compute(narrow)] { ops_.swiglu(x, y); };
     });
-    pass("swiglu_backward", to_string(wide), 6 * rows * f * size_, [&](Operands& o) -> Call {
+    pass("swiglu_backward", to_string(wide), 3 * rows * f * size_, 3 * rows * f * size_, [&](Operands& o) -> Call {
       return [this, dy = o.compute(narrow), x = o.compute(wide), dx = o.compute(wide), y = o.compute(narrow)] {
         ops_.swiglu_backward(dy, x, dx, y);
       };
@@ -265,37 +335,38 @@ class Bench {
     const std::int64_t e = c_.experts, k = c_.experts_per_token, h = c_.hidden_size;
     const Shape rows{tokens_, h}, sent{tokens_ * k, h}, logits{tokens_, e}, chosen{tokens_, k};
     const auto expert_of = [=](std::int64_t i) { return (i / k + i % k * (e / k)) % e; };
-    pass("router_logits", to_string(rows), rows.elements() * size_, [&](Operands& o) -> Call {
-      return [this, x = o.compute(rows), w = o.acc({e, h}), y = o.acc(logits)] { ops_.router_logits(x, w, y); };
-    });
-    pass("router_logits_backward", to_string(rows), rows.elements() * (size_ + 2 * acc_size_),
+    pass("router_logits", to_string(rows), rows.elements() * size_, logits.elements() * acc_size_,
+         [&](Operands& o) -> Call {
+           return [this, x = o.compute(rows), w = o.acc({e, h}), y = o.acc(logits)] { ops_.router_logits(x, w, y); };
+         });
+    pass("router_logits_backward", to_string(rows), rows.elements() * (size_ + acc_size_), rows.elements() * acc_size_,
          [&](Operands& o) -> Call {
            return [this, dy = o.acc(logits), x = o.compute(rows), w = o.acc({e, h}), dx = o.acc(rows),
                    dw = o.acc({e, h})] { ops_.router_logits_backward(dy, x, w, dx, dw); };
          });
-    const std::int64_t route_bytes = tokens_ * (2 * e + k + 1) * acc_size_ + tokens_ * k * 4;
-    pass("route", to_string(logits), route_bytes, [&](Operands& o) -> Call {
+    const std::int64_t all = tokens_ * e * acc_size_, some = tokens_ * k * acc_size_, each = tokens_ * acc_size_;
+    pass("route", to_string(logits), all, all + some + each + tokens_ * k * 4, [&](Operands& o) -> Call {
       return [this, x = o.acc(logits), experts = o.indices(chosen, expert_of), w = o.acc(chosen), p = o.acc(logits),
               lse = o.acc({tokens_})] { ops_.route(x, RouterMode::topk_softmax, experts, w, p, lse); };
     });
-    pass("route_backward", to_string(logits), route_bytes + tokens_ * k * acc_size_, [&](Operands& o) -> Call {
+    pass("route_backward", to_string(logits), all + 2 * some + each + tokens_ * k * 4, all, [&](Operands& o) -> Call {
       return [this, experts = o.indices(chosen, expert_of), w = o.acc(chosen), p = o.acc(logits),
               lse = o.acc({tokens_}), dw = o.acc(chosen), dp = o.acc({e}), dx = o.acc(logits)] {
         ops_.route_backward(RouterMode::topk_softmax, experts, w, p, lse, dw, dp, 1e-3, dx);
       };
     });
-    pass("gather_rows", to_string(sent), 2 * sent.elements() * size_, [&](Operands& o) -> Call {
+    pass("gather_rows", to_string(sent), sent.elements() * size_, sent.elements() * size_, [&](Operands& o) -> Call {
       const Tensor index = o.indices({sent[0]}, [&](std::int64_t i) { return i * 7919 % tokens_; });
       return [this, index, x = o.compute(rows), y = o.compute(sent)] { ops_.gather_rows(x, index, y); };
     });
     const auto slot = [&](std::int64_t i) { return i % k * tokens_ + i / k; };
-    pass("combine", to_string(sent), sent.elements() * size_ + rows.elements() * acc_size_, [&](Operands& o) -> Call {
+    pass("combine", to_string(sent), sent.elements() * size_, rows.elements() * acc_size_, [&](Operands& o) -> Call {
       return [this, z = o.compute(sent), slots = o.indices(chosen, slot), w = o.acc(chosen), y = o.acc(rows)] {
         ops_.combine(z, slots, w, y);
       };
     });
-    pass("combine_backward", to_string(sent), 2 * sent.elements() * size_ + rows.elements() * acc_size_,
-         [&](Operands& o) -> Call {
+    pass("combine_backward", to_string(sent), sent.elements() * size_ + rows.elements() * acc_size_,
+         sent.elements() * size_, [&](Operands& o) -> Call {
            return [this, dy = o.acc(rows), z = o.compute(sent), slots = o.indices(chosen, slot), w = o.acc(chosen),
                    dz = o.compute(sent), dw = o.acc(chosen)] { ops_.combine_backward(dy, z, slots, w, dz, dw); };
          });
@@ -303,7 +374,7 @@ class Bench {
 
   void loss() {
     const std::int64_t rows = std::min<std::int64_t>(tokens_, 1024), v = c_.vocab_size;
-    pass("cross_entropy", to_string(Shape{rows, v}), rows * v * (acc_size_ + size_), [&](Operands& o) -> Call {
+    pass("cross_entropy", to_string(Shape{rows, v}), rows * v * acc_size_, rows * v * size_, [&](Operands& o) -> Call {
       return [this, x = o.acc({rows, v}), targets = o.indices({rows}, [&](std::int64_t i) { return i * 31 % v; }),
               losses = o.acc({rows}), dx = o.compute({rows, v})] { ops_.cross_entropy(x, targets, 1, losses, dx); };
     });
@@ -312,16 +383,16 @@ class Bench {
   void flat() {
     const Shape n{1 << 24};
     const std::string sizes = to_string(n);
-    pass("fill_zero", sizes, n[0] * acc_size_,
+    const std::int64_t floats = n[0] * acc_size_;
+    pass("fill_zero", sizes, 0, floats,
          [&](Operands& o) -> Call { return [this, x = o.acc(n)] { ops_.fill_zero(x); }; });
-    pass("convert", sizes, n[0] * (acc_size_ + size_),
+    pass("convert", sizes, floats, n[0] * size_,
          [&](Operands& o) -> Call { return [this, x = o.acc(n), y = o.compute(n)] { ops_.convert(x, y); }; });
-    pass("add", sizes, 3 * n[0] * acc_size_,
+    pass("add", sizes, 2 * floats, floats,
          [&](Operands& o) -> Call { return [this, a = o.acc(n), b = o.acc(n), y = o.acc(n)] { ops_.add(a, b, y); }; });
-    const auto bytes = static_cast<double>(n[0] * acc_size_);
-    measure({.name = "squared_norm", .sizes = sizes, .bytes = bytes, .reads_only = true},
-            [&](Operands& o) -> Call { return [this, x = o.acc(n)] { ops_.squared_norm(x); }; });
-    pass("adamw", sizes, n[0] * (7 * acc_size_ + size_), [&](Operands& o) -> Call {
+    pass("squared_norm", sizes, floats, 0,
+         [&](Operands& o) -> Call { return [this, x = o.acc(n)] { ops_.squared_norm(x); }; });
+    pass("adamw", sizes, 4 * floats, 3 * floats + n[0] * size_, [&](Operands& o) -> Call {
       return [this, g = o.acc(n), master = o.acc(n), m = o.zeros(accumulator_of(compute_), n),
               v = o.zeros(accumulator_of(compute_), n),
               w = o.compute(n)] { ops_.adamw({.learning_rate = 1e-4}, g, master, m, v, w); };
@@ -329,71 +400,32 @@ class Bench {
   }
 
   Ops& ops_;
+  double product_rate_;
+  Mover mover_;
   DType compute_;
   const std::function<void(const OperationTime&)>& each_;
   const ModelConfig& c_;
   std::int64_t batch_, sequence_, tokens_, acc_size_, size_;
 };
 
-// Best bytes per second of work(thread) on all threads at once.
-double bandwidth(int threads, double bytes, const std::function<void(int)>& work) {
+double product_rate(Ops& ops, DType compute) {
   double best = 0;
-  for (int run = 0; run < 6; ++run) {
-    const double start = now();
-    std::vector<std::jthread> workers;
-    for (int t = 1; t < threads; ++t) workers.emplace_back(work, t);
-    work(0);
-    workers.clear();
-    best = std::max(best, bytes / (now() - start));
+  for (const auto& [rows, in, out] : {std::array<std::int64_t, 3>{4096, 1024, 1024}, {2048, 512, 2048}}) {
+    Operands o(compute);
+    const Tensor x = o.compute({rows, in}), y = o.compute({rows, out});
+    const Weight w{o.compute({out, in}), next_weight_version()};
+    for (int run = 0; run < 8; ++run) {
+      best = std::max(best, 2.0 * static_cast<double>(rows * in * out) / seconds_of([&] { ops.linear(x, w, y); }));
+    }
   }
   return best;
 }
 
 }  // namespace
 
-MachineLimits measure_limits(Ops& ops, DType compute, int threads) {
-  MachineLimits limits;
-  constexpr std::int64_t kPart = 64 << 20;  // bytes of each thread
-  const Buffer from(kPart * threads), to(kPart * threads);
-  std::memset(from.data(), 1, static_cast<std::size_t>(from.size_bytes()));  // pages of its own
-  std::memset(to.data(), 1, static_cast<std::size_t>(to.size_bytes()));
-  const auto moved = static_cast<double>(kPart * threads);
-  limits.copy = bandwidth(threads, 2 * moved, [&](int t) {
-    std::memcpy(to.data() + t * kPart, from.data() + t * kPart, static_cast<std::size_t>(kPart));
-  });
-  limits.copy = std::max(limits.copy, bandwidth(threads, 2 * moved, [&](int t) {
-                           auto* const values = reinterpret_cast<float*>(to.data() + t * kPart);
-                           for (std::int64_t i = 0; i < kPart / 4; ++i) values[i] = 0.5F * values[i] + 1;
-                         }));
-  std::vector<std::uint64_t> sums(static_cast<std::size_t>(threads) * 8);
-  limits.read = bandwidth(threads, moved, [&](int t) {
-    const auto* const words = reinterpret_cast<const std::uint64_t*>(from.data() + t * kPart);
-    std::uint64_t sum[8] = {};
-    for (std::int64_t i = 0; i < kPart / 8; i += 8) {
-      for (int j = 0; j < 8; ++j) sum[j] += words[i + j];
-    }
-    std::memcpy(&sums[static_cast<std::size_t>(t) * 8], sum, sizeof sum);
-  });
-  for (const auto& [rows, in, out] : {std::array<std::int64_t, 3>{4096, 1024, 1024}, {2048, 512, 2048}}) {
-    Operands o(compute);
-    const Tensor x = o.compute({rows, in}), y = o.compute({rows, out});
-    const Weight w{o.compute({out, in}), next_weight_version()};
-    for (int run = 0; run < 8; ++run) {
-      const double start = now();
-      ops.linear(x, w, y);
-      limits.products = std::max(limits.products, 2.0 * static_cast<double>(rows * in * out) / (now() - start));
-    }
-  }
-  return limits;
-}
-
-MachineLimits best_of(const MachineLimits& a, const MachineLimits& b) {
-  return {std::max(a.products, b.products), std::max(a.copy, b.copy), std::max(a.read, b.read)};
-}
-
-void benchmark_ops(Ops& ops, DType compute, const Config& config,
+void benchmark_ops(Ops& ops, DType compute, const Config& config, int threads,
                    const std::function<void(const OperationTime&)>& each) {
-  Bench(ops, compute, config, each).run();
+  Bench(ops, compute, config, threads, each).run();
 }
 
 }  // namespace dropcycle

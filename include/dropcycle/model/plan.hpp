@@ -30,6 +30,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -77,6 +78,12 @@ double sent_in_all(const GroupTraffic& traffic);
 // `config` is resolved. Throws Error{usage} where the layout doesn't fit the ranks or the model, with the numbers and
 // the nearest valid choices.
 Plan make_plan(const Config& config, int ranks, const PlanOptions& options);
+// The same of a config whose settings were changed: resolves it. Nothing where it is not valid on these ranks.
+std::optional<Plan> plan_if_valid(Config& config, int ranks, const PlanOptions& options);
+
+// `config` with every layout of powers of two: tp up to 8, cp up to most_context, pp up to the layers, ep up to the
+// experts; dp takes the ranks that are left, layers are shared evenly. Most of them are not valid.
+std::vector<Config> layouts_to_try(const Config& config, int ranks, int most_context);
 
 // Throws Error{usage} unless the global batch can be cut into microbatches on every data-parallel rank.
 void check_batch(const Config& config, const Topology& topology);

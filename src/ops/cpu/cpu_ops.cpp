@@ -332,8 +332,10 @@ void CpuOps::combine_backward(const Tensor& dy, const Tensor& z, const Tensor& s
 void CpuOps::cross_entropy(const Tensor& logits, const Tensor& targets, double scale, const Tensor& losses,
                            const Tensor& dlogits) {
   check_indices(targets, INT32_MIN, width_of(logits), "cross_entropy");
+  auto* scratch = partial_sums_.array<float>(omp_get_max_threads() * cross_entropy_scratch(width_of(logits)));
   kernels_.cross_entropy(logits.as<float>(), targets.as<std::int32_t>(), static_cast<float>(scale), losses.as<float>(),
-                         dlogits ? type_of(dlogits) : Type::f32, dlogits.data, rows_of(logits), width_of(logits));
+                         dlogits ? type_of(dlogits) : Type::f32, dlogits.data, scratch, rows_of(logits),
+                         width_of(logits));
 }
 
 void CpuOps::cross_entropy_part(const Tensor& logits, const Tensor& targets, std::int64_t first, const Tensor& part) {

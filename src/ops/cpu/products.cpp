@@ -17,8 +17,6 @@ constexpr std::int64_t kTaskRows = 256, kTaskOutputs = 1024;
 // Our own products are cut into at least so many tasks for each thread, while these are large enough. Bits don't depend
 // on it.
 constexpr std::int64_t kTasks = 2, kGradientTasks = 4;
-// Larger results are written past the caches: 2 to 4 % of a step.
-constexpr std::int64_t kStreamBytes = 4 << 20;
 
 std::int64_t pieces_of(std::int64_t all, std::int64_t each) { return (all + each - 1) / each; }
 

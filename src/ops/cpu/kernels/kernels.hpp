@@ -101,7 +101,7 @@ struct BlockedLayout {
          (Type type, const float* dy, const void* z, const std::int32_t* slots, const float* weights, void* dz,        \
           float* dweights, std::int64_t rows, std::int64_t top_k, std::int64_t width))                                 \
   KERNEL(cross_entropy, (const float* logits, const std::int32_t* targets, float scale, float* losses, Type type,      \
-                         void* dlogits, std::int64_t rows, std::int64_t width))                                        \
+                         void* dlogits, float* scratch, std::int64_t rows, std::int64_t width))                        \
   KERNEL(cross_entropy_part, (const float* logits, const std::int32_t* targets, std::int64_t first, float* part,       \
                               std::int64_t rows, std::int64_t width))                                                  \
   KERNEL(cross_entropy_of_parts, (const float* parts, std::int64_t ranks, const float* logits,                         \
@@ -120,10 +120,20 @@ struct Kernels {
 #undef DROPCYCLE_KERNEL_POINTER
 };
 
+// Larger results, which no cache holds until they are read, are written past the caches.
+constexpr std::int64_t kStreamBytes = 4 << 20;
+
 // Reductions over rows are cut into chunks whose number depends on the sizes only, so that bits do not depend on the
 // number of threads: each chunk is summed in order, then the chunks in order.
 constexpr std::int64_t kReductionChunks = 32;
 constexpr std::int64_t kNormChunks = 256;  // of squared_norm's `partial`
+// Of cross_entropy's rows: a piece's maximum is found while it comes into the first-level cache, its exponentials from
+// there.
+constexpr std::int64_t kPieceOfRow = 2048;
+// Floats of each thread.
+constexpr std::int64_t cross_entropy_scratch(std::int64_t width) {
+  return (width + width / kPieceOfRow + 1 + 15) / 16 * 16;
+}
 
 namespace baseline {
 Kernels kernels();

@@ -6,10 +6,10 @@ namespace {
 
 template <class T>
 Vector silu(Vector g) {
-  return g * sigmoid<T>(g);
+  return g * sigmoid_for(T{}, g);
 }
 
-template <class T>
+template <bool kStream, class T>
 void forward(const T* gate_up, T* y, std::int64_t rows, std::int64_t width) {
 #pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
   for (std::int64_t t = 0; t < rows; ++t) {
@@ -18,7 +18,7 @@ void forward(const T* gate_up, T* y, std::int64_t rows, std::int64_t width) {
     T* out = y + t * width;
     by_two(width, [&](std::int64_t f, auto two) {
       const Two g = two.load(gate + f, 2 * width), u = two.load(up + f, 2 * width);
-      two.store(out + f, {silu<T>(g.first) * u.first, silu<T>(g.second) * u.second});
+      two.template store<kStream>(out + f, {silu<T>(g.first) * u.first, silu<T>(g.second) * u.second});
     });
   }
 }
@@ -29,11 +29,11 @@ struct Gradients {
 };
 template <class T>
 Gradients gradients_of(Vector g, Vector u, Vector d) {
-  const Vector s = sigmoid<T>(g), silu = g * s;
+  const Vector s = sigmoid_for(T{}, g), silu = g * s;
   return {d * u * (s + silu * (1.0F - s)), d * silu, silu * u};
 }
 
-template <class T, bool kRecompute>
+template <bool kRecompute, bool kStream, class T>
 void backward(const T* dy, const T* gate_up, T* dgate_up, T* y, std::int64_t rows, std::int64_t width) {
 #pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
   for (std::int64_t t = 0; t < rows; ++t) {
@@ -47,9 +47,9 @@ void backward(const T* dy, const T* gate_up, T* dgate_up, T* y, std::int64_t row
       const Two g = two.load(gate + f, 2 * width), u = two.load(up + f, 2 * width), d = two.load(gradient + f, width);
       const Gradients first = gradients_of<T>(g.first, u.first, d.first);
       const Gradients second = gradients_of<T>(g.second, u.second, d.second);
-      two.store(dgate + f, {first.gate, second.gate});
-      two.store(dup + f, {first.up, second.up});
-      if constexpr (kRecompute) two.store(out + f, {first.y, second.y});
+      two.template store<kStream>(dgate + f, {first.gate, second.gate});
+      two.template store<kStream>(dup + f, {first.up, second.up});
+      if constexpr (kRecompute) two.template store<kStream>(out + f, {first.y, second.y});
     });
   }
 }
@@ -57,19 +57,22 @@ void backward(const T* dy, const T* gate_up, T* dgate_up, T* y, std::int64_t row
 }  // namespace
 
 void swiglu(Type type, const void* gate_up, void* y, std::int64_t rows, std::int64_t width) {
-  with_type(type, [&]<class T>(T) { forward(static_cast<const T*>(gate_up), static_cast<T*>(y), rows, width); });
+  with_type(type, [&]<class T>(T) {
+    const bool stream = past_caches(y, rows, width * static_cast<std::int64_t>(sizeof(T)));
+    (stream ? forward<true, T> : forward<false, T>)(static_cast<const T*>(gate_up), static_cast<T*>(y), rows, width);
+  });
 }
 
 void swiglu_backward(Type type, const void* dy, const void* gate_up, void* dgate_up, void* y, std::int64_t rows,
                      std::int64_t width) {
   with_type(type, [&]<class T>(T) {
-    const auto* gradient = static_cast<const T*>(dy);
-    const auto* input = static_cast<const T*>(gate_up);
-    if (y != nullptr) {
-      backward<T, true>(gradient, input, static_cast<T*>(dgate_up), static_cast<T*>(y), rows, width);
-    } else {
-      backward<T, false>(gradient, input, static_cast<T*>(dgate_up), static_cast<T*>(dgate_up), rows, width);
-    }
+    const std::int64_t row_bytes = width * static_cast<std::int64_t>(sizeof(T));
+    const bool again = y != nullptr;
+    const bool stream = past_caches(dgate_up, rows, row_bytes) && (!again || past_caches(y, rows, row_bytes));
+    const auto run = again ? (stream ? backward<true, true, T> : backward<true, false, T>)
+                           : (stream ? backward<false, true, T> : backward<false, false, T>);
+    run(static_cast<const T*>(dy), static_cast<const T*>(gate_up), static_cast<T*>(dgate_up), static_cast<T*>(y), rows,
+        width);
   });
 }
 

@@ -64,19 +64,59 @@ inline Two load_two(const Bf16* from) {
   __builtin_memcpy(&pairs, from, sizeof(pairs));
   return {reinterpret_cast<Vector>(pairs << 16), reinterpret_cast<Vector>(pairs & 0xffff0000U)};
 }
-inline void store_two(Bf16* to, const Two& x) {
+inline Words interleaved(const Two& x) {
 #if defined(__AVX512BF16__)
-  const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x.first));
-  const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x.second));
-  const __m512i pairs = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return (Words)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)x.second, (__m512)x.first));
 #else
-  const Words pairs = rounded_bits(x.first) | rounded_bits(x.second) << 16;
+  return rounded_bits(x.first) | rounded_bits(x.second) << 16;
 #endif
+}
+inline void store_two(Bf16* to, const Two& x) {
+  const Words pairs = interleaved(x);
   __builtin_memcpy(to, &pairs, sizeof(pairs));
 }
 
+// The same past the caches, where the instruction set can; `to` at a multiple of 64 bytes.
+#if defined(__AVX512F__)
+inline void stream_two(float* to, const Two& x) {
+  _mm512_stream_ps(to, (__m512)x.first);
+  _mm512_stream_ps(to + kLanes, (__m512)x.second);
+}
+inline void stream_two(Bf16* to, const Two& x) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)interleaved(x));
+}
+#else
+template <class T>
+void stream_two(T* to, const Two& x) {
+  store_two(to, x);
+}
+#endif
+// Both vectors one after the other: what load_two() reads of floats.
+template <bool kStream>
+void store_in_order(float* to, const Two& x) {
+  kStream ? stream_two(to, x) : store_two(to, x);
+}
+template <bool kStream>
+void store_in_order(Bf16* to, const Two& x) {
+#if defined(__AVX512BF16__)
+  const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)x.second, (__m512)x.first);
+  auto* const at = reinterpret_cast<__m512i*>(to);
+  kStream ? _mm512_stream_si512(at, both) : _mm512_storeu_si512(at, both);
+#else
+  store_vector(to, x.first);
+  store_vector(to + kLanes, x.second);
+#endif
+}
+// Whether rows should be written past the caches: they are many and lie right.
+inline bool past_caches(const void* rows, std::int64_t count, std::int64_t row_bytes) {
+  return count * row_bytes > kStreamBytes && row_bytes % 64 == 0 && reinterpret_cast<std::uintptr_t>(rows) % 64 == 0;
+}
+
 // f(first element, load, store) for n elements, two vectors at a time, the last ones through memory of their own.
-// `ahead` elements further on lies what is wanted next: processors prefetch neither beyond a page nor from row to row.
+// `ahead` elements further on lies what is wanted next, and comes into the second-level cache: processors prefetch
+// neither beyond a page nor from row to row. kStream: see stream_two().
 struct WholeTwo {
   template <class T>
   Two load(const T* from) const {
@@ -85,13 +125,13 @@ struct WholeTwo {
   template <class T>
   Two load(const T* from, std::int64_t ahead) const {
     for (std::int64_t line = 0; line < kTwo * static_cast<std::int64_t>(sizeof(T)); line += 64) {
-      __builtin_prefetch(reinterpret_cast<const char*>(from + ahead) + line);
+      __builtin_prefetch(reinterpret_cast<const char*>(from + ahead) + line, 0, 2);
     }
     return load_two(from);
   }
-  template <class T>
+  template <bool kStream = false, class T>
   void store(T* to, const Two& x) const {
-    store_two(to, x);
+    kStream ? stream_two(to, x) : store_two(to, x);
   }
 };
 struct PartOfTwo {
@@ -102,7 +142,7 @@ struct PartOfTwo {
     for (std::int64_t i = 0; i < elements; ++i) copy[i] = from[i];
     return load_two(copy);
   }
-  template <class T>
+  template <bool kStream = false, class T>
   void store(T* to, const Two& x) const {
     T copy[kTwo];
     store_two(copy, x);
@@ -156,22 +196,37 @@ inline float largest_of(Vector v) {
   return across(v, [](Vector a, Vector b) { return larger(a, b); });
 }
 
-// e^x with the bounds of exp_fast. With AVX-512 as 2^(x log2 e) = 2^n 2^f, n whole and |f| <= 1/2; x log2 e - n is
-// taken with the product's exact bits, 2^f by the polynomial of degree 6 with the least relative error (2e-9, fitted
-// with Lawson's weights).
+// 2^e = 2^floor(e) 2^f, f = e - floor(e): infinite and zero where it leaves the floats. 2^f by the polynomials of least
+// relative error on [0, 1), fitted with Lawson's weights: 8e-8 with degree 5, 3e-6 with degree 4.
+#if defined(__AVX512F__)
+inline Vector rest_of(Vector e) {
+  return (Vector)_mm512_reduce_ps((__m512)e, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+inline Vector scaled_by_power(Vector p, Vector e) { return (Vector)_mm512_scalef_ps((__m512)p, (__m512)e); }
+inline Vector exp2_vector(Vector e) {
+  const Vector f = rest_of(e);
+  Vector p = f * 1.87757668e-3F + 8.98934014e-3F;
+  p = p * f + 5.58263179e-2F;
+  p = p * f + 2.40153617e-1F;
+  p = p * f + 6.93153073e-1F;
+  p = p * f + 1.0F;
+  return scaled_by_power(p, e);
+}
+inline Vector exp2_rough(Vector e) {
+  const Vector f = rest_of(e);
+  Vector p = f * 1.35341680e-2F + 5.20114611e-2F;
+  p = p * f + 2.41442756e-1F;
+  p = p * f + 6.93003835e-1F;
+  p = p * f + 1.0000026F;
+  return scaled_by_power(p, e);
+}
+constexpr float kLog2E = 1.44269504F;
+#endif
+
+// e^x: relative error < 2e-7 + 6e-8 |x|.
 inline Vector exp_vector(Vector x) {
 #if defined(__AVX512F__)
-  const __m512 bounded = _mm512_min_ps(_mm512_set1_ps(88.0F), _mm512_max_ps(_mm512_set1_ps(-104.0F), (__m512)x));
-  const __m512 log2e = _mm512_set1_ps(1.44269504F);
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(bounded, log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const Vector f = (Vector)_mm512_fmadd_ps(bounded, _mm512_set1_ps(1.92596299e-8F), _mm512_fmsub_ps(bounded, log2e, n));
-  Vector p = f * 1.53533620e-4F + 1.33988747e-3F;
-  p = p * f + 9.61843736e-3F;
-  p = p * f + 5.55033247e-2F;
-  p = p * f + 2.40226479e-1F;
-  p = p * f + 6.93147203e-1F;
-  p = p * f + 1.0F;
-  return (Vector)_mm512_scalef_ps((__m512)p, n);
+  return exp2_vector(x * kLog2E);
 #else
   const Vector low = x < -87.3F ? Vector{} - 87.3F : x;
   const Vector clamped = low > 88.0F ? Vector{} + 88.0F : low;
@@ -183,35 +238,13 @@ inline Vector exp_vector(Vector x) {
 #endif
 }
 
-// e^x for what is rounded to bf16 afterwards: relative error < 1e-5.
-inline Vector exp_rough(Vector x) {
+// 1 / (1 + e^-x) for a result in T: relative error < 7e-5 for bf16.
+inline Vector sigmoid_for(float, Vector x) { return 1.0F / (1.0F + exp_vector(-larger(x, Vector{} - 88.0F))); }
+inline Vector sigmoid_for(Bf16, Vector x) {
 #if defined(__AVX512F__)
-  const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-104.0F), (__m512)x);
-  const __m512 exponent = _mm512_mul_ps(bounded, _mm512_set1_ps(1.44269504F));
-  const __m512 n = _mm512_roundscale_ps(exponent, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const Vector f = (Vector)_mm512_sub_ps(exponent, n);
-  Vector p = f * 9.58285322e-03F + 5.59064262e-02F;
-  p = p * f + 2.40240986e-01F;
-  p = p * f + 6.93124193e-01F;
-  p = p * f + 1.0F;
-  return (Vector)_mm512_scalef_ps((__m512)p, n);
+  return (Vector)_mm512_rcp14_ps((__m512)(1.0F + exp2_rough(x * -kLog2E)));
 #else
-  return exp_vector(x);
-#endif
-}
-// What T can hold of e^x.
-inline Vector exp_for(float, Vector x) { return exp_vector(x); }
-inline Vector exp_for(Bf16, Vector x) { return exp_rough(x); }
-
-// 1 / (1 + e^-x) for a result in T; x < -88 counts as -88.
-template <class T>
-inline Vector sigmoid(Vector x) {
-  const Vector divisor = 1.0F + exp_for(T{}, -larger(x, Vector{} - 88.0F));
-#if defined(__AVX512F__)
-  const Vector guess = (Vector)_mm512_rcp14_ps((__m512)divisor);  // 2^-14
-  return guess + guess * (1.0F - divisor * guess);
-#else
-  return 1.0F / divisor;
+  return sigmoid_for(0.0F, x);
 #endif
 }
 

@@ -28,24 +28,8 @@ struct Bf16Dot {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
     return (Vector)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
-  static void store_pairs(Bf16* out, const Vector* rows) {
-    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)rows[0]));
-    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)rows[1]));
-    _mm512_storeu_si512(out, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-  }
-  // 2^(x log2 e) = 2^n 2^f with n whole and |f| <= 1/2; 2^f by the polynomial of degree 5 with the least relative error
-  // (1e-7, fitted with Lawson's weights).
-  static Vector exp(Vector x) {
-    const __m512 exponent = _mm512_mul_ps((__m512)x, _mm512_set1_ps(1.44269504F));
-    const __m512 n = _mm512_roundscale_ps(exponent, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const Vector f = (Vector)_mm512_sub_ps(exponent, n);
-    Vector p = f * 1.32647220e-3F + 9.67151300e-3F;
-    p = p * f + 5.55073376e-2F;
-    p = p * f + 2.40222421e-1F;
-    p = p * f + 6.93146978e-1F;
-    p = p * f + 1.0F;
-    return (Vector)_mm512_scalef_ps((__m512)p, n);
-  }
+  static void store_pairs(Bf16* out, const Vector* rows) { store_two(out, {rows[0], rows[1]}); }
+  static Vector exp(Vector x) { return exp_vector(x); }
 };
 
 }  // namespace

@@ -17,10 +17,13 @@ using Pair = std::uint32_t;                         // of bf16
 constexpr std::int64_t kWide = 4 * kLanes;          // columns of most panels; what is left over takes one vector
 constexpr std::int64_t kTile = 6;                   // rows
 constexpr std::int64_t kDepth = 2048;               // of a panel: 256 KiB, a quarter of a second-level cache
-constexpr std::int64_t kGradientDepth = 512;        // rows of dy and x at a time
+constexpr std::int64_t kGradientDepth = 640;        // rows of dy and x at a time, at most: pieces are alike
 constexpr std::int64_t kGradientWide = 2 * kLanes;  // columns of a panel of x
 constexpr std::int64_t kGradientTile = 8;           // columns of a panel of dy
-constexpr std::int64_t kDotRows = 4;                // up to so many rows are dotted with weights as they lie
+// Panels that are written side by side don't begin a multiple of a page apart: their lines would push each other out of
+// the first-level cache, a tenth of the time of dw.
+constexpr std::int64_t kBetween = 16;  // pairs
+constexpr std::int64_t kDotRows = 4;   // up to so many rows are dotted with weights as they lie
 
 inline __m512i load_pairs(const Bf16* from) { return _mm512_loadu_si512(from); }
 // The first `elements` of 32, zeros behind them.
@@ -134,28 +137,34 @@ void weave_rows(const Bf16* x, std::int64_t stride, std::int64_t k, std::int64_t
   }
 }
 
-// Panels of kWidth columns of w [k, n], columns contiguous, one after another; the last may be narrower.
+// Where the panel of column `column` begins.
+template <std::int64_t kWidth>
+std::int64_t panel_start(std::int64_t column, std::int64_t pairs) {
+  return column / kWidth * (kWidth * pairs + kBetween);
+}
+
+// Panels of kWidth columns of w [k, n], columns contiguous; the last may be narrower.
 template <std::int64_t kWidth>
 void panels_of_rows(const Bf16* w, std::int64_t stride, std::int64_t k, std::int64_t columns, Pair* panels) {
   const std::int64_t pairs = ceil_div(k, 2);
   weave_rows(w, stride, k, columns, [&](std::int64_t pair, std::int64_t column, const Woven& both) {
     const std::int64_t start = column / kWidth * kWidth;
     const std::int64_t width = columns - start < kWidth ? columns - start : kWidth;
-    Pair* to = panels + start * pairs + pair * width + column - start;
+    Pair* to = panels + panel_start<kWidth>(start, pairs) + pair * width + column - start;
     _mm512_store_si512(to, both.low);
     if (column + kLanes < columns) _mm512_store_si512(to + kLanes, both.high);
   });
 }
 
-// Panels of kGradientTile columns of dy, one after another.
+// Panels of kGradientTile columns of dy.
 void panels_of_dy(const Bf16* dy, std::int64_t stride, std::int64_t k, std::int64_t columns, Pair* panels) {
   const std::int64_t pairs = ceil_div(k, 2);
   weave_rows(dy, stride, k, columns, [&](std::int64_t pair, std::int64_t column, const Woven& both) {
-    Pair* to = panels + column * pairs + pair * kGradientTile;
     const auto store = [&](std::int64_t i, __m256i pairs_of_tile) {
-      if (column + i * kGradientTile < columns) {
-        _mm256_store_si256(reinterpret_cast<__m256i*>(to + i * kGradientTile * pairs), pairs_of_tile);
-      }
+      const std::int64_t first = column + i * kGradientTile;
+      if (first >= columns) return;
+      Pair* to = panels + panel_start<kGradientTile>(first, pairs) + pair * kGradientTile;
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to), pairs_of_tile);
     };
     store(0, _mm512_castsi512_si256(both.low));
     store(1, _mm512_extracti64x4_epi64(both.low, 1));
@@ -275,14 +284,16 @@ void gradient_panel(const Bf16Sizes& sizes, const Bf16Task& task, const Pair* le
   for (std::int64_t row = 0; row < task.rows; row += kGradientTile) {
     const std::int64_t rows = task.rows - row < kGradientTile ? task.rows - row : kGradientTile;
     rows_by_panel<End::add_to_float, kGradientTile, kVectors>(
-        reinterpret_cast<const Bf16*>(left + row * pairs), 2, 2, 2 * kGradientTile, right + column * pairs, pairs, rows,
+        reinterpret_cast<const Bf16*>(left + panel_start<kGradientTile>(row, pairs)), 2, 2, 2 * kGradientTile,
+        right + panel_start<kGradientWide>(column, pairs), pairs, rows,
         static_cast<float*>(task.c) + row * sizes.c_stride + column, sizes.c_stride);
   }
 }
 
 void gradient_task(const Bf16Sizes& sizes, const Bf16Task& task, Pair* left, Pair* right) {
-  for (std::int64_t first = 0; first < task.k; first += kGradientDepth) {
-    const std::int64_t depth = task.k - first < kGradientDepth ? task.k - first : kGradientDepth;
+  const std::int64_t pieces = ceil_div(task.k, kGradientDepth), most = ceil_div(task.k, 2 * pieces) * 2;
+  for (std::int64_t first = 0; first < task.k; first += most) {
+    const std::int64_t depth = task.k - first < most ? task.k - first : most;
     const std::int64_t pairs = ceil_div(depth, 2);
     panels_of_dy(static_cast<const Bf16*>(task.a) + first * sizes.a_stride, sizes.a_stride, depth, task.rows, left);
     panels_of_rows<kGradientWide>(static_cast<const Bf16*>(task.b) + first * sizes.b_stride, sizes.b_stride, depth,
@@ -295,10 +306,14 @@ void gradient_task(const Bf16Sizes& sizes, const Bf16Task& task, Pair* left, Pai
   }
 }
 
-constexpr std::int64_t kPanelBytes = kDepth * kWide * 2, kPartialBytes = kBf16TaskRows * kWide * 4;
-constexpr std::int64_t kLeftBytes = kGradientDepth * kBf16TaskOutputs * 2;
-constexpr std::int64_t kSecondBytes = kLeftBytes > kPartialBytes ? kLeftBytes : kPartialBytes;
-static_assert(kGradientDepth * kBf16TaskOutputs * 2 <= kPanelBytes);
+// A task's panels: of weights, or of x; then the partial sums, or the panels of dy.
+constexpr std::int64_t gradient_bytes(std::int64_t width) {
+  return kBf16TaskOutputs / width * (width * kGradientDepth / 2 + kBetween) * 4;
+}
+constexpr std::int64_t kWeightBytes = kDepth * kWide * 2, kPartialBytes = kBf16TaskRows * kWide * 4;
+constexpr std::int64_t kInputBytes = gradient_bytes(kGradientWide), kOutputBytes = gradient_bytes(kGradientTile);
+constexpr std::int64_t kPanelBytes = kWeightBytes > kInputBytes ? kWeightBytes : kInputBytes;
+constexpr std::int64_t kSecondBytes = kOutputBytes > kPartialBytes ? kOutputBytes : kPartialBytes;
 
 }  // namespace
 
