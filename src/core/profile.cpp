@@ -53,7 +53,7 @@ struct Profile::State {
     Clock::duration time;
   };
 
-  std::int64_t most_events = 0;
+  std::int64_t most_events = 0, warm_up = 1;
   Clock::time_point zero = Clock::now();
   std::vector<Open> open;
   std::vector<Event> events;
@@ -74,12 +74,15 @@ struct Profile::State {
     return result;
   }
   // Steps that the sums are about.
-  double counted() const { return static_cast<double>(std::max<std::int64_t>(1, steps - 1)); }
+  double counted() const {
+    return static_cast<double>(std::max<std::int64_t>(1, steps > warm_up ? steps - warm_up : steps));
+  }
 };
 
-Profile::Profile(std::int64_t most_events) : state_(std::make_unique<State>()) {
+Profile::Profile(std::int64_t most_events, std::int64_t warm_up) : state_(std::make_unique<State>()) {
   require(active_profile == nullptr, "a second profile in one thread");
   state_->most_events = most_events;
+  state_->warm_up = warm_up;
   active_profile = this;
 }
 
@@ -92,7 +95,7 @@ void Profile::set_zero() { state_->zero = Clock::now(); }
 void Profile::begin(SpanKind kind, const char* name) {
   State& s = *state_;
   if (kind == SpanKind::step) {
-    if (s.steps == 1) s.sums.clear();
+    if (s.steps == s.warm_up) s.sums.clear();
     s.in_step = true;
   }
   const std::string_view phase = kind == SpanKind::phase ? name : s.open.empty() ? "" : s.open.back().phase;

@@ -1,6 +1,7 @@
 // The memory of a stage's forward and backward: each function takes and gives back what its layer does, in its order.
 #include <algorithm>
 
+#include "dropcycle/layers/lm_head.hpp"
 #include "plan_sizes.hpp"
 
 namespace dropcycle {
@@ -69,7 +70,7 @@ class Activations {
     gather(s.hidden * s.c);
     const LedgerScope sum(scratch);
     if (backward && s.tp > 1) scratch.take(s.g * s.hidden * s.a);
-    const double most = std::max(1.0, double(16 << 20) * s.tp / (s.vocab * s.tp)), rows = std::min(s.g, most);
+    const double most = std::max(1.0, static_cast<double>(kLogitsOfBlock) / s.vocab), rows = std::min(s.g, most);
     const LedgerScope block(scratch);
     scratch.take(rows * s.vocab * (s.a + (backward ? s.c : 0)));
     if (s.tp > 1) scratch.take(rows * 3 * s.a * (1 + s.tp));

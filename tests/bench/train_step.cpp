@@ -6,7 +6,7 @@
 // standard input, runs so many steps and prints their seconds, the last loss, the most memory that all ranks held
 // during them, and the rows of the fullest rank's experts over those of an even router, mean over the last step's
 // layers: with expert parallelism the others wait for that rank. The word "profile" among the settings: at the end, a
-// table of where the time went on standard error.
+// table of where their time went on standard error.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -138,9 +138,11 @@ class Trainer {
   StepResult last_;
 };
 
+constexpr std::int64_t kWarmUp = 3;  // steps
+
 void serve(const Config& config, const Runtime& runtime) {
   Trainer trainer(config, runtime);
-  trainer.run(3);
+  trainer.run(kWarmUp);
   const ModelConfig& c = config.model;
   const auto print = [&](const std::string& line) {
     if (runtime.rank() == 0) fmt::print("{{{}}}\n", line), std::fflush(stdout);
@@ -166,7 +168,7 @@ int main(int count, char** arguments) {
   try {
     const Runtime runtime(&count, &arguments);
     std::vector<std::string> words(arguments + 1, arguments + count);
-    const auto profile = std::erase(words, "profile") > 0 ? std::make_unique<Profile>() : nullptr;
+    const auto profile = std::erase(words, "profile") > 0 ? std::make_unique<Profile>(0, kWarmUp) : nullptr;
     serve(config_of(words), runtime);
     if (profile && runtime.rank() == 0) fmt::print(stderr, "{}\n", profile->table());
     return 0;

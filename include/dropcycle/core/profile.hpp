@@ -20,8 +20,9 @@ enum class SpanKind : std::uint8_t {
 // Records the spans of the thread that made it, from birth on. One at a time in a thread.
 class Profile {
  public:
-  // Of the trace, the first `most_events` spans are kept; the table has all.
-  explicit Profile(std::int64_t most_events = 400'000);
+  // Of the trace, the first `most_events` spans are kept; the table has those of all steps but the first `warm_up`,
+  // which create kernels and touch memory (unless there are no others).
+  explicit Profile(std::int64_t most_events = 400'000, std::int64_t warm_up = 1);
   ~Profile();
   Profile(const Profile&) = delete;
   Profile& operator=(const Profile&) = delete;
@@ -36,7 +37,7 @@ class Profile {
 
   // Lines with the time of each phase, and in it of each operation, less what is nested in it: milliseconds a step,
   // share of the step, calls a step; then the sums of operations, communication and waiting, and what is none of them.
-  // Mean over the steps but the first, which creates kernels and touches memory (unless there is only one).
+  // Mean over the steps.
   std::string table() const;
   // Seconds of the steps that the table is about, and those of the phases in them.
   double step_seconds() const;

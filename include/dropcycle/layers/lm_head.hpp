@@ -10,10 +10,12 @@
 
 namespace dropcycle {
 
+constexpr std::int64_t kLogitsOfBlock = 4 << 20;  // on each rank
+
 class LmHead {
  public:
   // Rows per block such that a block of logits has at most `block_elements` elements.
-  LmHead(std::int64_t vocab_size, const Groups& groups, std::int64_t block_elements = 4 << 20);
+  LmHead(std::int64_t vocab_size, const Groups& groups, std::int64_t block_elements = kLogitsOfBlock);
 
   // n [T_local,H]; losses [T] acc (=), the same on all ranks of tp: 0 where the target is negative.
   void forward(Context& context, const Tensor& w, const Tensor& n, const Tensor& targets, const Tensor& losses) const;

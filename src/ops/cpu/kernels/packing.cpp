@@ -27,7 +27,7 @@ void swap_blocks(Units (&v)[kSide]) {
   }
 }
 
-void transpose(const Unit* from, std::int64_t from_stride, Unit* to, std::int64_t to_stride) {
+void transpose_units(const Unit* from, std::int64_t from_stride, Unit* to, std::int64_t to_stride) {
   Units v[kSide];
 #pragma GCC unroll 16
   for (int i = 0; i < kSide; ++i) v[i] = *reinterpret_cast<const Units*>(from + i * from_stride);
@@ -42,7 +42,7 @@ void transpose(const Unit* from, std::int64_t from_stride, Unit* to, std::int64_
 // [k, n] that is stored with k contiguous.
 void transposed_block(const BlockedLayout& layout, const Unit* w, std::int64_t width, Unit* to) {
   for (std::int64_t column = 0; column < layout.columns; column += kSide) {
-    transpose(w + column * width, width, to + column, layout.columns);
+    transpose_units(w + column * width, width, to + column, layout.columns);
   }
 }
 

@@ -1,52 +1,134 @@
-// The router: logits, choice of experts and their adjoints. Tiny beside the experts' products (E columns).
-#include "common.hpp"
+// The router: logits, choice of experts and their adjoints. The products are tiny beside the experts' (E columns) and
+// float, since rounding would change choices; their tiles stay in registers.
+#include "vectors.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
 namespace {
 
+// A tile of experts; a tile of logits has kLanes sums, which are added up together.
+constexpr std::int64_t kTileExperts = 4, kTileTokens = kLanes / kTileExperts;
+constexpr std::int64_t kTileVectors = 4, kTileColumns = kTileVectors * kLanes;
+
+inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// The first `count` elements, zeros behind them.
 template <class T>
-float dot(const T* x, const float* w, std::int64_t width) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t h = 0; h < width; ++h) sum += load(x[h]) * w[h];
-  return sum;
+Vector load_some(const T* from, std::int64_t count) {
+  if (count >= kLanes) return load_vector(from);
+  float copy[kLanes] = {};
+  for (std::int64_t i = 0; i < count; ++i) copy[i] = load(from[i]);
+  return load_vector(copy);
+}
+inline void store_some(float* to, Vector value, std::int64_t count) {
+  if (count >= kLanes) return store_vector(to, value);
+  for (std::int64_t i = 0; i < count; ++i) to[i] = value[i];
+}
+
+// Logits of the tokens from t and the experts from e on; beyond the last ones these are computed again.
+template <class T>
+void logits_tile(const T* x, const float* w, float* logits, std::int64_t t, std::int64_t e, std::int64_t rows,
+                 std::int64_t width, std::int64_t experts) {
+  Vector sums[kLanes] = {};
+  for (std::int64_t h = 0; h < width; h += kLanes) {
+    Vector weights[kTileExperts];
+#pragma GCC unroll 4
+    for (std::int64_t j = 0; j < kTileExperts; ++j) {
+      weights[j] = load_some(w + least(e + j, experts - 1) * width + h, width - h);
+    }
+#pragma GCC unroll 4
+    for (std::int64_t i = 0; i < kTileTokens; ++i) {
+      const Vector values = load_some(x + least(t + i, rows - 1) * width + h, width - h);
+#pragma GCC unroll 4
+      for (std::int64_t j = 0; j < kTileExperts; ++j) sums[i * kTileExperts + j] += values * weights[j];
+    }
+  }
+  IntVector square[kLanes];
+  for (std::int64_t i = 0; i < kLanes; ++i) square[i] = reinterpret_cast<IntVector>(sums[i]);
+  transpose(square);
+  Vector total{};
+  for (std::int64_t i = 0; i < kLanes; ++i) total += reinterpret_cast<Vector>(square[i]);
+  for (std::int64_t i = 0; i < least(kTileTokens, rows - t); ++i) {
+    for (std::int64_t j = 0; j < least(kTileExperts, experts - e); ++j) {
+      logits[(t + i) * experts + e + j] = total[i * kTileExperts + j];
+    }
+  }
+}
+
+// dx[t, columns] += dlogits[t] w for kTileTokens tokens from t on.
+void dx_tile(const float* dlogits, const float* w, float* dx, std::int64_t t, std::int64_t first, std::int64_t rows,
+             std::int64_t width, std::int64_t experts) {
+  const std::int64_t tokens = least(kTileTokens, rows - t);
+  Vector sums[kTileTokens][kTileVectors];
+  for (std::int64_t i = 0; i < kTileTokens; ++i) {
+    for (std::int64_t v = 0; v < kTileVectors; ++v) {
+      const std::int64_t at = first + v * kLanes;
+      sums[i][v] = i < tokens && at < width ? load_some(dx + (t + i) * width + at, width - at) : Vector{};
+    }
+  }
+  for (std::int64_t e = 0; e < experts; ++e) {
+    Vector weights[kTileVectors];
+#pragma GCC unroll 4
+    for (std::int64_t v = 0; v < kTileVectors; ++v) {
+      const std::int64_t at = first + v * kLanes;
+      weights[v] = at < width ? load_some(w + e * width + at, width - at) : Vector{};
+    }
+#pragma GCC unroll 4
+    for (std::int64_t i = 0; i < kTileTokens; ++i) {
+      const float d = dlogits[least(t + i, rows - 1) * experts + e];
+#pragma GCC unroll 4
+      for (std::int64_t v = 0; v < kTileVectors; ++v) sums[i][v] += d * weights[v];
+    }
+  }
+  for (std::int64_t i = 0; i < tokens; ++i) {
+    for (std::int64_t v = 0; v < kTileVectors && first + v * kLanes < width; ++v) {
+      const std::int64_t at = first + v * kLanes;
+      store_some(dx + (t + i) * width + at, sums[i][v], width - at);
+    }
+  }
+}
+
+// dw[experts, columns] += dlogitsᵀ x for kTileExperts experts from e on: every sum over t is one thread's, in order.
+template <class T>
+void dw_tile(const float* dlogits, const T* x, float* dw, std::int64_t e, std::int64_t first, std::int64_t rows,
+             std::int64_t width, std::int64_t experts) {
+  const std::int64_t count = least(kTileExperts, experts - e);
+  Vector sums[kTileExperts][kTileVectors] = {};
+  for (std::int64_t t = 0; t < rows; ++t) {
+    Vector values[kTileVectors];
+#pragma GCC unroll 4
+    for (std::int64_t v = 0; v < kTileVectors; ++v) {
+      const std::int64_t at = first + v * kLanes;
+      values[v] = at < width ? load_some(x + t * width + at, width - at) : Vector{};
+    }
+#pragma GCC unroll 4
+    for (std::int64_t j = 0; j < kTileExperts; ++j) {
+      const float d = dlogits[t * experts + least(e + j, experts - 1)];
+#pragma GCC unroll 4
+      for (std::int64_t v = 0; v < kTileVectors; ++v) sums[j][v] += d * values[v];
+    }
+  }
+  for (std::int64_t j = 0; j < count; ++j) {
+    for (std::int64_t v = 0; v < kTileVectors && first + v * kLanes < width; ++v) {
+      const std::int64_t at = first + v * kLanes;
+      float* to = dw + (e + j) * width + at;
+      store_some(to, load_some(to, width - at) + sums[j][v], width - at);
+    }
+  }
 }
 
 template <class T>
 void logits_backward(const float* dlogits, const T* x, const float* w, float* dx, float* dw, std::int64_t rows,
                      std::int64_t width, std::int64_t experts) {
-  constexpr std::int64_t kColumns = 64;
+  const std::int64_t columns = ceil_div(width, kTileColumns), groups = ceil_div(experts, kTileExperts);
 #pragma omp parallel if (rows * width > kParallelElements)
   {
 #pragma omp for schedule(static) nowait
-    for (std::int64_t t = 0; t < rows; ++t) {
-      float* out = dx + t * width;
-      for (std::int64_t first = 0; first < width; first += kColumns) {
-        const std::int64_t columns = width - first < kColumns ? width - first : kColumns;
-        float sums[kColumns];
-        for (std::int64_t h = 0; h < columns; ++h) sums[h] = out[first + h];
-        for (std::int64_t e = 0; e < experts; ++e) {
-          const float d = dlogits[t * experts + e];
-          const float* row = w + e * width + first;
-#pragma omp simd
-          for (std::int64_t h = 0; h < columns; ++h) sums[h] += d * row[h];
-        }
-        for (std::int64_t h = 0; h < columns; ++h) out[first + h] = sums[h];
-      }
+    for (std::int64_t t = 0; t < rows; t += kTileTokens) {
+      for (std::int64_t c = 0; c < columns; ++c) dx_tile(dlogits, w, dx, t, c * kTileColumns, rows, width, experts);
     }
-    // Columns are shared out, so that every sum over t is one thread's, in order.
 #pragma omp for schedule(static)
-    for (std::int64_t first = 0; first < width; first += kColumns) {
-      const std::int64_t columns = width - first < kColumns ? width - first : kColumns;
-      for (std::int64_t t = 0; t < rows; ++t) {
-        const T* row = x + t * width + first;
-        for (std::int64_t e = 0; e < experts; ++e) {
-          const float d = dlogits[t * experts + e];
-          float* sums = dw + e * width + first;
-#pragma omp simd
-          for (std::int64_t h = 0; h < columns; ++h) sums[h] += d * load(row[h]);
-        }
-      }
+    for (std::int64_t task = 0; task < columns * groups; ++task) {
+      dw_tile(dlogits, x, dw, task % groups * kTileExperts, task / groups * kTileColumns, rows, width, experts);
     }
   }
 }
@@ -86,9 +168,10 @@ void router_logits(Type type, const void* x, const float* w, float* logits, std:
                    std::int64_t experts) {
   with_type(type, [&]<class T>(T) {
 #pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
-    for (std::int64_t t = 0; t < rows; ++t) {
-      const T* row = static_cast<const T*>(x) + t * width;
-      for (std::int64_t e = 0; e < experts; ++e) logits[t * experts + e] = dot(row, w + e * width, width);
+    for (std::int64_t t = 0; t < rows; t += kTileTokens) {
+      for (std::int64_t e = 0; e < experts; e += kTileExperts) {
+        logits_tile(static_cast<const T*>(x), w, logits, t, e, rows, width, experts);
+      }
     }
   });
 }
