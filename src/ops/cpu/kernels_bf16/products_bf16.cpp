@@ -119,8 +119,8 @@ inline Woven weave(__m512i even, __m512i odd) {
   return {_mm512_permutex2var_epi16(even, low, odd), _mm512_permutex2var_epi16(even, high, odd)};
 }
 
-// Rows that lie a page or more apart aren't fetched ahead by the processor.
-constexpr std::int64_t kRowsAhead = 8;
+// Rows that lie a page or more apart aren't fetched ahead by the processor: they come into the second-level cache.
+constexpr std::int64_t kRowsAhead = 32;
 
 // f(pair of rows, first column, Woven) over `k` rows (an odd one meets zeros) and `columns` of x.
 template <class F>
@@ -128,8 +128,8 @@ void weave_rows(const Bf16* x, std::int64_t stride, std::int64_t k, std::int64_t
   for (std::int64_t row = 0; row < k; row += 2) {
     const Bf16* even = x + row * stride;
     for (std::int64_t column = 0; column < columns; column += 32) {
-      __builtin_prefetch(even + kRowsAhead * stride + column);
-      __builtin_prefetch(even + (kRowsAhead + 1) * stride + column);
+      __builtin_prefetch(even + kRowsAhead * stride + column, 0, 2);
+      __builtin_prefetch(even + (kRowsAhead + 1) * stride + column, 0, 2);
       const std::int64_t left = columns - column;
       const __m512i odd = row + 1 < k ? load_pairs(even + stride + column, left) : _mm512_setzero_si512();
       f(row / 2, column, weave(load_pairs(even + column, left), odd));
@@ -173,7 +173,8 @@ void panels_of_dy(const Bf16* dy, std::int64_t stride, std::int64_t k, std::int6
   });
 }
 
-// A panel of w [n, k], k contiguous: squares of 16 rows and 16 pairs are transposed.
+// A panel of w [n, k], k contiguous: squares of 16 rows and 16 pairs are transposed. The next panel is fetched
+// meanwhile.
 void panel_of_columns(const Bf16* w, std::int64_t stride, std::int64_t k, std::int64_t columns, Pair* panel) {
   for (std::int64_t column = 0; column < columns; column += kLanes) {
     const Bf16* rows = w + column * stride;
@@ -182,6 +183,7 @@ void panel_of_columns(const Bf16* w, std::int64_t stride, std::int64_t k, std::i
 #pragma GCC unroll 16
       for (std::int64_t i = 0; i < kLanes; ++i) {
         square[i] = (IntVector)load_pairs(rows + i * stride + first, k - first);
+        __builtin_prefetch(rows + (i + columns) * stride + first, 0, 2);
       }
       transpose(square);
       const std::int64_t pairs = (k - first) / 2 < kLanes ? (k - first) / 2 : kLanes;
