@@ -45,9 +45,11 @@ def launch(experts_count, settings, ranks):
 
 
 def turn_of(experts_count, settings, ranks):
+    """Seconds of a step, and the rows of the fullest rank's experts over those of an even router."""
     with launch(experts_count, settings, ranks) as program:
         seconds = program.run(1)["seconds"][0]
-        return median_of([program.run(steps_within(seconds, 5, 5))])
+        answer = program.run(steps_within(seconds, 5, 5))
+        return median_of([answer]), answer["fullest_rank"]
 
 
 def layouts(options):
@@ -62,11 +64,13 @@ def ranks(options, progress):
     """Two ranks of one thread beside one rank of two, the same global batch."""
     rows = []
     for name, count, settings in layouts(options):
-        pairs = []
+        pairs, fullest = [], 1
         for turn in range(options.rounds):
             progress.next(f"tiny, {name}, turn {turn + 1}")
-            pairs.append((turn_of(count, settings, 2), turn_of(count, (), 1)))
+            (mine, fullest), (whole, _) = turn_of(count, settings, 2), turn_of(count, (), 1)
+            pairs.append((mine, whole))
         two, one = medians(pairs)
-        rows.append(row(f"tiny, 2 ranks of 1 thread, {name}", "ms", 1e3 * two, "1 rank of 2 threads; ratio of speeds",
+        share = f", fullest rank {fullest:.2f} of its share" if fullest > 1.005 else ""
+        rows.append(row(f"tiny, 2 ranks of 1 thread, {name}{share}", "ms", 1e3 * two, "1 rank of 2 threads; ratio of speeds",
                         1e3 * one, one / two, (">=", 0.95), "tools/bench ranks"))
     return rows
