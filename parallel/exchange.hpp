@@ -32,8 +32,8 @@ struct Exchange {
   SpareBuffers& spare;
 };
 
-// x in pieces, one a rank: with `reduce` each rank's own piece becomes the sum over the ranks, added in rank order; with
-// `gather` every piece then becomes what its rank holds.
+// x in pieces, one a rank: with `reduce` each rank's own piece becomes the sum over the ranks, added in rank order;
+// with `gather` every piece then becomes what its rank holds.
 std::unique_ptr<Request> start_exchange(const Exchange& exchange, const Tensor& x, std::vector<Piece> pieces,
                                         bool reduce, bool gather);
 

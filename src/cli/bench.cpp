@@ -16,8 +16,9 @@ namespace {
 void print(const OperationTime& time) {
   const bool product = time.flops > 0;
   const double work = product ? time.flops : time.reads + time.writes;
-  fmt::print("{:<32} {:<32} {:>10.3f} {:>9.1f} {:<7} {:>6.0f}%\n", time.name, time.sizes, 1e3 * time.seconds,
-             1e-9 * work / time.seconds, product ? "GFLOP/s" : "GB/s", 100 * time.limit_seconds / time.seconds);
+  fmt::print("{:<32} {:<32} {:>10.3f} {:>9.1f} {:>9.1f} {:<7} {:>6.0f}%\n", time.name, time.sizes, 1e3 * time.seconds,
+             1e-9 * work / time.seconds, 1e-9 * work / time.limit_seconds, product ? "GFLOP/s" : "GB/s",
+             100 * time.limit_seconds / time.seconds);
 }
 
 Status bench_ops(Config config, const Runtime& runtime) {
@@ -33,7 +34,8 @@ Status bench_ops(Config config, const Runtime& runtime) {
   });
   progress.clear();
   fmt::print("{} on {} threads\n\n", name(machine.compute), machine.threads);
-  fmt::print("{:<32} {:<32} {:>10} {:>17} {:>7}\n", "operation", "sizes", "ms", "rate", "limit");
+  fmt::print("{:<32} {:<32} {:>10} {:>9} {:>9} {:<7} {:>7}\n", "operation", "sizes", "ms", "rate", "limit", "",
+             "share");
   for (const OperationTime& time : times) print(time);
   return Status::ok;
 }

@@ -15,11 +15,8 @@ void for_each_block(std::int64_t rows, std::int64_t block, Function f) {
 
 }  // namespace
 
-LmHead::LmHead(std::int64_t vocab_size, const Groups& groups, std::int64_t block_elements)
-    : part_(vocabulary_part(vocab_size, groups)) {
-  const std::int64_t ranks = groups[GroupKind::tp].size();
-  block_rows_ = std::max<std::int64_t>(1, block_elements * ranks / vocab_size);  // the same on all ranks
-}
+LmHead::LmHead(std::int64_t vocab_size, const Groups& groups, std::int64_t block_rows)
+    : part_(vocabulary_part(vocab_size, groups)), block_rows_(block_rows) {}
 
 void LmHead::loss(Context& c, const Tensor& logits, const Tensor& targets, double scale, const Tensor& losses,
                   const Tensor& dlogits) const {

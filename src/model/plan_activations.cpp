@@ -70,7 +70,7 @@ class Activations {
     gather(s.hidden * s.c);
     const LedgerScope sum(scratch);
     if (backward && s.tp > 1) scratch.take(s.g * s.hidden * s.a);
-    const double most = std::max(1.0, static_cast<double>(kLogitsOfBlock) / s.vocab), rows = std::min(s.g, most);
+    const double rows = std::min(s.g, static_cast<double>(kLogitsRows));
     const LedgerScope block(scratch);
     scratch.take(rows * s.vocab * (s.a + (backward ? s.c : 0)));
     if (s.tp > 1) scratch.take(rows * 3 * s.a * (1 + s.tp));

@@ -79,7 +79,7 @@ class Mover {
   }
 
  private:
-  static constexpr std::int64_t kBlock = 128 << 20, kAhead = 4096;
+  static constexpr std::int64_t kBlock = 32 << 20, kAhead = 4096;
   static void load(const std::byte* from, __m128i* line) {
     _mm_prefetch(reinterpret_cast<const char*>(from + kAhead), _MM_HINT_T1);
     for (int i = 0; i < 4; ++i) line[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(from) + i);

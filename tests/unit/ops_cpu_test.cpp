@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
+#include <deque>
 #include <string>
+#include <vector>
 
 #include "ops_support.hpp"
 
@@ -55,6 +58,47 @@ TEST_CASE("row counts of experts that change every step need no more memory once
   const auto before = steps(300);
   CHECK(steps(60) < before + 4096);  // a primitive or a row of a weight would be more
   omp_set_num_threads(threads);
+}
+
+TEST_CASE("many rows, which are written past the caches, have the bits of few") {
+  constexpr std::int64_t kRows = 2304, kWidth = 1024, kHalf = kRows / 2;
+  std::deque<OwnedTensor> memory;
+  const auto empty = [&](DType type, std::int64_t width) -> Tensor {
+    return memory.emplace_back(type, Shape{kRows, width}).view();
+  };
+  const auto normal = [&](DType type, std::int64_t width) {
+    const Tensor x = empty(type, width);
+    cpu_ops().fill_normal(RandomStream(1, Purpose::test, "rows"), memory.size() * (1 << 24), 0, 1, x);
+    return x;
+  };
+  const Tensor gate_up = normal(DType::bf16, 2 * kWidth), dy = normal(DType::bf16, kWidth);
+  const Tensor x = normal(DType::f32, kWidth), delta = normal(DType::f32, kWidth), m = normal(DType::f32, kWidth);
+  const Tensor w = normal(DType::f32, kWidth).rows(0, 1).reshaped({kWidth});
+  const Tensor targets = empty(DType::i32, 1).reshaped({kRows});
+  for (std::int64_t t = 0; t < kRows; ++t) targets.as<std::int32_t>()[t] = static_cast<std::int32_t>(t * 31 % kWidth);
+  // Results of some rows at a time.
+  const auto results = [&](std::int64_t some) {
+    std::vector<Tensor> out = {empty(DType::bf16, kWidth), empty(DType::bf16, 2 * kWidth), empty(DType::bf16, kWidth),
+                               empty(DType::f32, kWidth),  empty(DType::bf16, kWidth),     empty(DType::f32, 1),
+                               empty(DType::f32, 1),       empty(DType::bf16, kWidth),     empty(DType::f32, kWidth),
+                               empty(DType::f32, kWidth),  empty(DType::f32, kWidth),      empty(DType::bf16, kWidth)};
+    for (const std::size_t state : {8, 9}) std::memcpy(out[state].data, m.data, static_cast<std::size_t>(m.bytes()));
+    for (std::int64_t first = 0; first < kRows; first += some) {
+      const auto of = [&](const Tensor& tensor) { return tensor.rows(first, some); };
+      const auto flat = [&](const Tensor& tensor) { return of(tensor).reshaped({of(tensor).elements()}); };
+      cpu_ops().swiglu(of(gate_up), of(out[0]));
+      cpu_ops().swiglu_backward(of(dy), of(gate_up), of(out[1]), of(out[2]));
+      cpu_ops().add_rms_norm(of(x), of(delta), w, 1e-5, of(out[3]), of(out[4]), flat(out[5]));
+      cpu_ops().cross_entropy(of(x), of(targets), 0.5, flat(out[6]), of(out[7]));
+      const AdamwArguments arguments{.learning_rate = 0.1, .step = 2};
+      cpu_ops().adamw(arguments, flat(delta), flat(out[8]), flat(out[9]), flat(out[10]), flat(out[11]));
+    }
+    return out;
+  };
+  const std::vector<Tensor> many = results(kRows), few = results(kHalf);
+  for (std::size_t i = 0; i < many.size(); ++i) {
+    CHECK_MESSAGE(std::memcmp(many[i].data, few[i].data, static_cast<std::size_t>(few[i].bytes())) == 0, "result ", i);
+  }
 }
 
 TEST_CASE("a packed copy lives as long as its version") {

@@ -21,7 +21,7 @@
 //   * not with recompute = selective. recompute = full keeps t H c a layer, and one layer's at a time is made again.
 // times the microbatches that are alive at once: most_alive() of the pipeline's schedule, min(M, P - s) for 1f1b. The
 // gradient between stages takes 2 t H c. scratch is the most that any one layer's forward or backward takes for a
-// while: the largest are g V'-wide blocks of logits of at most 4 Mi numbers per tp rank, and the experts' rows.
+// while: the largest are V'-wide blocks of at most 512 rows of logits, and the experts' rows.
 //
 // Expert rows: x = 1 when the router is balanced, and at most EP min(K, E') / K, when every token of the ep group goes
 // to one rank. The plan is made for both, and, after a run, for the rows that its experts got (Model::expert_load).

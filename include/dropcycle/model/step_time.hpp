@@ -25,7 +25,8 @@
 //
 // Chosen: s = 0.8, a round number between what would meet Mixtral 8x7B (0.76) and 8x22B on 128 GPUs (0.88) below; it is
 // the only constant that was looked at together with published steps. Rates are a data sheet's or a measurement's; the
-// times of a launch, of the host and of a collective's start are estimates. MFU of Megatron-Core, published -> this model:
+// times of a launch, of the host and of a collective's start are estimates. MFU of Megatron-Core, published -> this
+// model:
 //   Mixtral 8x7B, 64 GPUs, tp 1 ep 8 pp 4 x 8, batch 256, dropless, 468e12 of 989.5e12 operations (Megatron-LM 0.9,
 //   megatron/core/transformer/moe/README.md)                                                    47.3 -> 49.0 %
 //   Mixtral 8x22B, tp 2 ep 4 etp 2 pp 8 x 7, batch 1,024 (Liu et al., 2025: MoE Parallel Folding, arXiv 2504.14960,

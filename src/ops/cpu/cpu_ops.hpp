@@ -1,6 +1,5 @@
-// Ops on the processor: products of oneDNN or our own (products.hpp), kernels vectorised for the instruction set found at
-// run time, OpenMP.
-// A step that repeats the shapes of an earlier one allocates nothing here.
+// Ops on the processor: products of oneDNN or our own (products.hpp), kernels vectorised for the instruction set found
+// at run time, OpenMP. A step that repeats the shapes of an earlier one allocates nothing here.
 #pragma once
 
 #include <vector>

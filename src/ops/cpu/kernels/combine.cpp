@@ -1,30 +1,28 @@
 // Weighted sums of the experts' rows, y[t] = Σ_k weights[t,k] z[slots[t,k]], and their adjoint. Limit: memory
 // bandwidth.
-#include "common.hpp"
+#include "vectors.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
 namespace {
 
-constexpr std::int64_t kColumns = 256;
-
 template <class T, class Y>
 void forward(const T* z, const std::int32_t* slots, const float* weights, Y* y, std::int64_t rows, std::int64_t top_k,
              std::int64_t width) {
+  const std::int64_t whole = width / kLanes * kLanes;
 #pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
   for (std::int64_t t = 0; t < rows; ++t) {
-    for (std::int64_t first = 0; first < width; first += kColumns) {
-      const std::int64_t columns = width - first < kColumns ? width - first : kColumns;
-      float sums[kColumns];
-      for (std::int64_t h = 0; h < columns; ++h) sums[h] = 0;
-      for (std::int64_t k = 0; k < top_k; ++k) {
-        const float weight = weights == nullptr ? 1.0F : weights[t * top_k + k];
-        const T* row = z + slots[t * top_k + k] * width + first;
-#pragma omp simd
-        for (std::int64_t h = 0; h < columns; ++h) sums[h] += weight * load(row[h]);
-      }
-      Y* out = y + t * width + first;
-#pragma omp simd
-      for (std::int64_t h = 0; h < columns; ++h) store(out[h], sums[h]);
+    const auto row_of = [&](std::int64_t k) { return z + slots[t * top_k + k] * width; };
+    const auto weight_of = [&](std::int64_t k) { return weights == nullptr ? 1.0F : weights[t * top_k + k]; };
+    Y* out = y + t * width;
+    for (std::int64_t h = 0; h < whole; h += kLanes) {
+      Vector sum{};
+      for (std::int64_t k = 0; k < top_k; ++k) sum += weight_of(k) * load_vector(row_of(k) + h);
+      store_vector(out + h, sum);
+    }
+    for (std::int64_t h = whole; h < width; ++h) {
+      float sum = 0;
+      for (std::int64_t k = 0; k < top_k; ++k) sum += weight_of(k) * load(row_of(k)[h]);
+      store(out[h], sum);
     }
   }
 }

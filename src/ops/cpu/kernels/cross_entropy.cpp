@@ -58,7 +58,7 @@ void gradient_of_kept(const Exponentials& kept, const Softmax& softmax, float sc
     std::int64_t v = first;
     for (; v + kTwo <= end; v += kTwo) {
       const Two powers = load_two(kept.values + v);
-      store_in_order<kStream>(out + v, {factor * powers.first, factor * powers.second});
+      store_ordered<kStream>(out + v, {factor * powers.first, factor * powers.second});
     }
     for (; v < end; ++v) store(out[v], factor * kept.values[v]);
   }

@@ -49,7 +49,7 @@ void update(const AdamwConstants& constants, const float* gradient, float* maste
       }
       if (weight == nullptr) continue;
       if (count == kTwo && stream) {
-        store_in_order<true>(weight + first, load_two(values));
+        store_ordered<true>(weight + first, load_two(values));
       } else {
         for (std::int64_t j = 0; j < count; ++j) store(weight[first + j], values[j]);
       }

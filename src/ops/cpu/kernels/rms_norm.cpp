@@ -1,35 +1,34 @@
 // RMSNorm with the residual addition before it, and its adjoint; the residual stream is float. Limit: memory bandwidth;
 // each row is read once from memory and once from the cache.
-#include "common.hpp"
+#include "vectors.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
 namespace {
 
-float inv_rms_of(const float* x, float epsilon, std::int64_t width) {
-  float squares = 0;
-#pragma omp simd reduction(+ : squares)
-  for (std::int64_t h = 0; h < width; ++h) squares += x[h] * x[h];
-  return 1.0F / __builtin_sqrtf(squares / static_cast<float>(width) + epsilon);
-}
+inline Two operator+(const Two& a, const Two& b) { return {a.first + b.first, a.second + b.second}; }
 
-template <class T>
-void forward(const float* x, const float* delta, const float* w, float epsilon, float* sum, T* y, float* inv_rms,
-             std::int64_t rows, std::int64_t width) {
+template <bool kStream, class T>
+void norm_rows(const float* x, const float* delta, const float* w, float epsilon, float* sum, T* y, float* inv_rms,
+               std::int64_t rows, std::int64_t width) {
 #pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
   for (std::int64_t t = 0; t < rows; ++t) {
     const float* row = x + t * width;
-    if (delta != nullptr) {
-      const float* delta_row = delta + t * width;
-      float* sum_row = sum + t * width;
-#pragma omp simd
-      for (std::int64_t h = 0; h < width; ++h) sum_row[h] = row[h] + delta_row[h];
-      row = sum_row;
-    }
-    const float inverse = inv_rms_of(row, epsilon, width);
+    const float* added = delta == nullptr ? nullptr : delta + t * width;
+    Vector squares{};
+    by_two(width, [&](std::int64_t h, auto part) {  // and fetches the next row
+      const Two first = part.load(row + h, width);
+      const Two values = added == nullptr ? first : first + part.load(added + h, width);
+      squares += values.first * values.first + values.second * values.second;
+    });
+    const float inverse = 1.0F / __builtin_sqrtf(sum_of(squares) / static_cast<float>(width) + epsilon);
     inv_rms[t] = inverse;
-    T* out = y + t * width;
-#pragma omp simd
-    for (std::int64_t h = 0; h < width; ++h) store(out[h], row[h] * inverse * w[h]);
+    by_two(width, [&](std::int64_t h, auto part) {
+      const Two first = part.load(row + h), scale = part.load(w + h);
+      const Two values = added == nullptr ? first : first + part.load(added + h);
+      if (added != nullptr) part.template store<kStream>(sum + t * width + h, values);
+      part.template store_in_order<kStream>(
+          y + t * width + h, {values.first * inverse * scale.first, values.second * inverse * scale.second});
+    });
   }
 }
 
@@ -88,7 +87,12 @@ void backward(const float* dy, const float* x, const float* w, const float* inv_
 
 void add_rms_norm(Type type, const float* x, const float* delta, const float* w, float epsilon, float* sum, void* y,
                   float* inv_rms, std::int64_t rows, std::int64_t width) {
-  with_type(type, [&]<class T>(T) { forward(x, delta, w, epsilon, sum, static_cast<T*>(y), inv_rms, rows, width); });
+  with_type(type, [&]<class T>(T) {
+    const bool stream = past_caches(y, rows, width * static_cast<std::int64_t>(sizeof(T))) &&
+                        (delta == nullptr || past_caches(sum, rows, width * 4));
+    (stream ? norm_rows<true, T> : norm_rows<false, T>)(x, delta, w, epsilon, sum, static_cast<T*>(y), inv_rms, rows,
+                                                        width);
+  });
 }
 
 void rms_norm_backward(const float* dy, const float* x, const float* w, const float* inv_rms, const float* dresidual,

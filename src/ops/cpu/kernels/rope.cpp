@@ -1,6 +1,6 @@
 // Rotary positions in place: (x_i, x_{i+D/2}) -> (x_i c - x_{i+D/2} s, x_{i+D/2} c + x_i s), cosines and sines [P, D/2]
 // looked up by position. Limit: memory bandwidth.
-#include "common.hpp"
+#include "vectors.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
 namespace {
@@ -16,8 +16,14 @@ void rotate(T* x, const std::int32_t* positions, const float* cosines, const flo
     for (std::int64_t head = 0; head < heads; ++head) {
       T* low = x + t * row_width + head * head_size;
       T* high = low + half;
-#pragma omp simd
-      for (std::int64_t i = 0; i < half; ++i) {
+      std::int64_t i = 0;
+      for (; i + kLanes <= half; i += kLanes) {
+        const Vector a = load_vector(low + i), b = load_vector(high + i);
+        const Vector c = load_vector(cosine + i), s = load_vector(sine + i) * direction;
+        store_vector(low + i, a * c - b * s);
+        store_vector(high + i, b * c + a * s);
+      }
+      for (; i < half; ++i) {
         const float a = load(low[i]);
         const float b = load(high[i]);
         const float s = sine[i] * direction;

@@ -10,7 +10,7 @@ Vector silu(Vector g) {
 }
 
 template <bool kStream, class T>
-void forward(const T* gate_up, T* y, std::int64_t rows, std::int64_t width) {
+void swiglu_rows(const T* gate_up, T* y, std::int64_t rows, std::int64_t width) {
 #pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
   for (std::int64_t t = 0; t < rows; ++t) {
     const T* gate = gate_up + 2 * t * width;
@@ -34,7 +34,7 @@ Gradients gradients_of(Vector g, Vector u, Vector d) {
 }
 
 template <bool kRecompute, bool kStream, class T>
-void backward(const T* dy, const T* gate_up, T* dgate_up, T* y, std::int64_t rows, std::int64_t width) {
+void swiglu_gradient_rows(const T* dy, const T* gate_up, T* dgate_up, T* y, std::int64_t rows, std::int64_t width) {
 #pragma omp parallel for schedule(static) if (rows * width > kParallelElements)
   for (std::int64_t t = 0; t < rows; ++t) {
     const T* gate = gate_up + 2 * t * width;
@@ -59,7 +59,8 @@ void backward(const T* dy, const T* gate_up, T* dgate_up, T* y, std::int64_t row
 void swiglu(Type type, const void* gate_up, void* y, std::int64_t rows, std::int64_t width) {
   with_type(type, [&]<class T>(T) {
     const bool stream = past_caches(y, rows, width * static_cast<std::int64_t>(sizeof(T)));
-    (stream ? forward<true, T> : forward<false, T>)(static_cast<const T*>(gate_up), static_cast<T*>(y), rows, width);
+    (stream ? swiglu_rows<true, T> : swiglu_rows<false, T>)(static_cast<const T*>(gate_up), static_cast<T*>(y), rows,
+                                                            width);
   });
 }
 
@@ -69,8 +70,8 @@ void swiglu_backward(Type type, const void* dy, const void* gate_up, void* dgate
     const std::int64_t row_bytes = width * static_cast<std::int64_t>(sizeof(T));
     const bool again = y != nullptr;
     const bool stream = past_caches(dgate_up, rows, row_bytes) && (!again || past_caches(y, rows, row_bytes));
-    const auto run = again ? (stream ? backward<true, true, T> : backward<true, false, T>)
-                           : (stream ? backward<false, true, T> : backward<false, false, T>);
+    const auto run = again ? (stream ? swiglu_gradient_rows<true, true, T> : swiglu_gradient_rows<true, false, T>)
+                           : (stream ? swiglu_gradient_rows<false, true, T> : swiglu_gradient_rows<false, false, T>);
     run(static_cast<const T*>(dy), static_cast<const T*>(gate_up), static_cast<T*>(dgate_up), static_cast<T*>(y), rows,
         width);
   });

@@ -95,11 +95,11 @@ void stream_two(T* to, const Two& x) {
 #endif
 // Both vectors one after the other: what load_two() reads of floats.
 template <bool kStream>
-void store_in_order(float* to, const Two& x) {
+void store_ordered(float* to, const Two& x) {
   kStream ? stream_two(to, x) : store_two(to, x);
 }
 template <bool kStream>
-void store_in_order(Bf16* to, const Two& x) {
+void store_ordered(Bf16* to, const Two& x) {
 #if defined(__AVX512BF16__)
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)x.second, (__m512)x.first);
   auto* const at = reinterpret_cast<__m512i*>(to);
@@ -133,6 +133,10 @@ struct WholeTwo {
   void store(T* to, const Two& x) const {
     kStream ? stream_two(to, x) : store_two(to, x);
   }
+  template <bool kStream, class T>
+  void store_in_order(T* to, const Two& x) const {
+    store_ordered<kStream>(to, x);
+  }
 };
 struct PartOfTwo {
   std::int64_t elements;
@@ -146,6 +150,12 @@ struct PartOfTwo {
   void store(T* to, const Two& x) const {
     T copy[kTwo];
     store_two(copy, x);
+    for (std::int64_t i = 0; i < elements; ++i) to[i] = copy[i];
+  }
+  template <bool kStream, class T>
+  void store_in_order(T* to, const Two& x) const {
+    T copy[kTwo];
+    store_ordered<false>(copy, x);
     for (std::int64_t i = 0; i < elements; ++i) to[i] = copy[i];
   }
 };
