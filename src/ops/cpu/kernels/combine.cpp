@@ -1,5 +1,5 @@
 // Weighted sums of the experts' rows, y[t] = Σ_k weights[t,k] z[slots[t,k]], and their adjoint. Limit: memory
-// bandwidth.
+// bandwidth; Zen 4 reaches 0.6 to 0.9 of it, rows lying anywhere.
 #include "vectors.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {

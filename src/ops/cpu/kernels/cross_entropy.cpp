@@ -1,6 +1,7 @@
 // Cross-entropy of a block of rows and its gradient. A row's logits are read once from memory: its maximum, then its
 // exponentials and their sum, piece by piece; the gradient scales the exponentials, which are kept in the second-level
-// cache. Limit: memory bandwidth of one reading and one writing.
+// cache. Limit: memory bandwidth of one reading and one writing; Zen 4 reaches 0.6 of it, bound by some 20 instructions
+// for each 16 logits.
 #include <omp.h>
 
 #include "vectors.hpp"

