@@ -93,9 +93,6 @@ class Mover {
   Buffer from_, to_;
 };
 
-// Operations a second of the backend's best product.
-double product_rate(Ops& ops, DType compute);
-
 // Tensors of one call, alive as long as a copy of `owner`.
 class Operands {
  public:
@@ -132,6 +129,20 @@ class Operands {
   std::int64_t bytes_ = 0;
   std::shared_ptr<std::vector<OwnedTensor>> owner_ = std::make_shared<std::vector<OwnedTensor>>();
 };
+
+// Operations a second of the backend's best product.
+double product_rate(Ops& ops, DType compute) {
+  double best = 0;
+  for (const auto& [rows, in, out] : {std::array<std::int64_t, 3>{4096, 1024, 1024}, {2048, 512, 2048}}) {
+    Operands o(compute);
+    const Tensor x = o.compute({rows, in}), y = o.compute({rows, out});
+    const Weight w{o.compute({out, in}), next_weight_version()};
+    for (int run = 0; run < 8; ++run) {
+      best = std::max(best, 2.0 * static_cast<double>(rows * in * out) / seconds_of([&] { ops.linear(x, w, y); }));
+    }
+  }
+  return best;
+}
 
 class Bench {
  public:
@@ -407,19 +418,6 @@ class Bench {
   const ModelConfig& c_;
   std::int64_t batch_, sequence_, tokens_, acc_size_, size_;
 };
-
-double product_rate(Ops& ops, DType compute) {
-  double best = 0;
-  for (const auto& [rows, in, out] : {std::array<std::int64_t, 3>{4096, 1024, 1024}, {2048, 512, 2048}}) {
-    Operands o(compute);
-    const Tensor x = o.compute({rows, in}), y = o.compute({rows, out});
-    const Weight w{o.compute({out, in}), next_weight_version()};
-    for (int run = 0; run < 8; ++run) {
-      best = std::max(best, 2.0 * static_cast<double>(rows * in * out) / seconds_of([&] { ops.linear(x, w, y); }));
-    }
-  }
-  return best;
-}
 
 }  // namespace
 

@@ -71,6 +71,7 @@ def ranks(options, progress):
             pairs.append((mine, whole))
         two, one = medians(pairs)
         share = f", fullest rank {fullest:.2f} of its share" if fullest > 1.005 else ""
-        rows.append(row(f"tiny, 2 ranks of 1 thread, {name}{share}", "ms", 1e3 * two, "1 rank of 2 threads; ratio of speeds",
-                        1e3 * one, one / two, (">=", 0.95), "tools/bench ranks"))
+        rows.append(row(f"tiny, 2 ranks of 1 thread, {name}{share}", "ms", 1e3 * two,
+                        "1 rank of 2 threads; ratio of speeds", 1e3 * one, one / two, (">=", 0.95),
+                        "tools/bench ranks"))
     return rows

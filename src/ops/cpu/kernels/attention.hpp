@@ -23,7 +23,6 @@ constexpr std::int64_t kBlock = 64;  // a multiple of kPanel
 static_assert(kBlock % kPanel == 0);
 
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
 
 constexpr std::int64_t kVectorsPerBlock = kBlock / kLanes;

@@ -65,6 +65,7 @@ inline float exp_fast(float x) {
   return x < -87.3F ? 0.0F : exp_polynomial(r) * power;
 }
 
+inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Loops shorter than this stay on one thread.

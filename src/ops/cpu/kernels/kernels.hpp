@@ -130,8 +130,8 @@ constexpr std::int64_t kNormChunks = 256;  // of squared_norm's `partial`
 // Of cross_entropy's rows: a piece's maximum is found while it comes into the first-level cache, its exponentials from
 // there.
 constexpr std::int64_t kPieceOfRow = 2048;
-// Floats of each thread.
-constexpr std::int64_t cross_entropy_scratch(std::int64_t width) {
+// Floats of each thread. static: what is compiled for a newer processor is not shared (common.hpp).
+static constexpr std::int64_t cross_entropy_scratch(std::int64_t width) {
   return (width + width / kPieceOfRow + 1 + 15) / 16 * 16;
 }
 

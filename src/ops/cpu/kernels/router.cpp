@@ -10,8 +10,6 @@ namespace {
 constexpr std::int64_t kTileExperts = 4, kTileTokens = kLanes / kTileExperts;
 constexpr std::int64_t kTileVectors = 4, kTileColumns = kTileVectors * kLanes;
 
-inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
 // The first `count` elements, zeros behind them.
 template <class T>
 Vector load_some(const T* from, std::int64_t count) {
@@ -34,11 +32,11 @@ void logits_tile(const T* x, const float* w, float* logits, std::int64_t t, std:
     Vector weights[kTileExperts];
 #pragma GCC unroll 4
     for (std::int64_t j = 0; j < kTileExperts; ++j) {
-      weights[j] = load_some(w + least(e + j, experts - 1) * width + h, width - h);
+      weights[j] = load_some(w + smaller(e + j, experts - 1) * width + h, width - h);
     }
 #pragma GCC unroll 4
     for (std::int64_t i = 0; i < kTileTokens; ++i) {
-      const Vector values = load_some(x + least(t + i, rows - 1) * width + h, width - h);
+      const Vector values = load_some(x + smaller(t + i, rows - 1) * width + h, width - h);
 #pragma GCC unroll 4
       for (std::int64_t j = 0; j < kTileExperts; ++j) sums[i * kTileExperts + j] += values * weights[j];
     }
@@ -48,9 +46,29 @@ void logits_tile(const T* x, const float* w, float* logits, std::int64_t t, std:
   transpose(square);
   Vector total{};
   for (std::int64_t i = 0; i < kLanes; ++i) total += reinterpret_cast<Vector>(square[i]);
-  for (std::int64_t i = 0; i < least(kTileTokens, rows - t); ++i) {
-    for (std::int64_t j = 0; j < least(kTileExperts, experts - e); ++j) {
+  for (std::int64_t i = 0; i < smaller(kTileTokens, rows - t); ++i) {
+    for (std::int64_t j = 0; j < smaller(kTileExperts, experts - e); ++j) {
       logits[(t + i) * experts + e + j] = total[i * kTileExperts + j];
+    }
+  }
+}
+
+// sums[i] += Σ_r coefficient(r, i) x[r, columns from first on] over `rows` rows, in their order.
+template <std::int64_t kCount, class T, class Coefficient>
+void add_rows(const T* x, std::int64_t rows, std::int64_t first, std::int64_t width,
+              Vector (&sums)[kCount][kTileVectors], Coefficient coefficient) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    Vector values[kTileVectors];
+#pragma GCC unroll 4
+    for (std::int64_t v = 0; v < kTileVectors; ++v) {
+      const std::int64_t at = first + v * kLanes;
+      values[v] = at < width ? load_some(x + r * width + at, width - at) : Vector{};
+    }
+#pragma GCC unroll 4
+    for (std::int64_t i = 0; i < kCount; ++i) {
+      const float factor = coefficient(r, i);
+#pragma GCC unroll 4
+      for (std::int64_t v = 0; v < kTileVectors; ++v) sums[i][v] += factor * values[v];
     }
   }
 }
@@ -58,7 +76,7 @@ void logits_tile(const T* x, const float* w, float* logits, std::int64_t t, std:
 // dx[t, columns] += dlogits[t] w for kTileTokens tokens from t on.
 void dx_tile(const float* dlogits, const float* w, float* dx, std::int64_t t, std::int64_t first, std::int64_t rows,
              std::int64_t width, std::int64_t experts) {
-  const std::int64_t tokens = least(kTileTokens, rows - t);
+  const std::int64_t tokens = smaller(kTileTokens, rows - t);
   Vector sums[kTileTokens][kTileVectors];
   for (std::int64_t i = 0; i < kTileTokens; ++i) {
     for (std::int64_t v = 0; v < kTileVectors; ++v) {
@@ -66,20 +84,8 @@ void dx_tile(const float* dlogits, const float* w, float* dx, std::int64_t t, st
       sums[i][v] = i < tokens && at < width ? load_some(dx + (t + i) * width + at, width - at) : Vector{};
     }
   }
-  for (std::int64_t e = 0; e < experts; ++e) {
-    Vector weights[kTileVectors];
-#pragma GCC unroll 4
-    for (std::int64_t v = 0; v < kTileVectors; ++v) {
-      const std::int64_t at = first + v * kLanes;
-      weights[v] = at < width ? load_some(w + e * width + at, width - at) : Vector{};
-    }
-#pragma GCC unroll 4
-    for (std::int64_t i = 0; i < kTileTokens; ++i) {
-      const float d = dlogits[least(t + i, rows - 1) * experts + e];
-#pragma GCC unroll 4
-      for (std::int64_t v = 0; v < kTileVectors; ++v) sums[i][v] += d * weights[v];
-    }
-  }
+  add_rows(w, experts, first, width, sums,
+           [&](std::int64_t e, std::int64_t i) { return dlogits[smaller(t + i, rows - 1) * experts + e]; });
   for (std::int64_t i = 0; i < tokens; ++i) {
     for (std::int64_t v = 0; v < kTileVectors && first + v * kLanes < width; ++v) {
       const std::int64_t at = first + v * kLanes;
@@ -92,23 +98,10 @@ void dx_tile(const float* dlogits, const float* w, float* dx, std::int64_t t, st
 template <class T>
 void dw_tile(const float* dlogits, const T* x, float* dw, std::int64_t e, std::int64_t first, std::int64_t rows,
              std::int64_t width, std::int64_t experts) {
-  const std::int64_t count = least(kTileExperts, experts - e);
   Vector sums[kTileExperts][kTileVectors] = {};
-  for (std::int64_t t = 0; t < rows; ++t) {
-    Vector values[kTileVectors];
-#pragma GCC unroll 4
-    for (std::int64_t v = 0; v < kTileVectors; ++v) {
-      const std::int64_t at = first + v * kLanes;
-      values[v] = at < width ? load_some(x + t * width + at, width - at) : Vector{};
-    }
-#pragma GCC unroll 4
-    for (std::int64_t j = 0; j < kTileExperts; ++j) {
-      const float d = dlogits[t * experts + least(e + j, experts - 1)];
-#pragma GCC unroll 4
-      for (std::int64_t v = 0; v < kTileVectors; ++v) sums[j][v] += d * values[v];
-    }
-  }
-  for (std::int64_t j = 0; j < count; ++j) {
+  add_rows(x, rows, first, width, sums,
+           [&](std::int64_t t, std::int64_t j) { return dlogits[t * experts + smaller(e + j, experts - 1)]; });
+  for (std::int64_t j = 0; j < smaller(kTileExperts, experts - e); ++j) {
     for (std::int64_t v = 0; v < kTileVectors && first + v * kLanes < width; ++v) {
       const std::int64_t at = first + v * kLanes;
       float* to = dw + (e + j) * width + at;
