@@ -16,7 +16,7 @@ constexpr std::int64_t kTaskRows = 256, kTaskOutputs = 1024;
 
 // Our own products are cut into at least so many tasks for each thread, while these are large enough. Bits don't depend
 // on it.
-constexpr std::int64_t kTasks = 2, kGradientTasks = 4;
+constexpr std::int64_t kTasks = 2;
 
 std::int64_t pieces_of(std::int64_t all, std::int64_t each) { return (all + each - 1) / each; }
 
@@ -122,11 +122,11 @@ void Products::gradient_by_vectors(const Tensor& dy, const Tensor& x, std::span<
   const int dims = dw.shape.dims();
   const std::int64_t outputs = dw.shape[dims - 2], inputs = dw.shape[dims - 1];
   const std::int64_t experts = static_cast<std::int64_t>(offsets.size()) - 1;
-  TaskSizes sizes{kBf16TaskOutputs, kBf16TaskOutputs};
-  const std::int64_t tasks = kGradientTasks * omp_get_max_threads();
-  while (std::max(sizes.rows, sizes.columns) > 64 && experts * sizes.count(outputs, inputs) < tasks) {
-    (outputs / sizes.rows < inputs / sizes.columns ? sizes.columns : sizes.rows) /= 2;
-  }
+  TaskSizes sizes{kBf16TaskOutputs, kBf16TaskInputs};
+  const std::int64_t tasks = kTasks * omp_get_max_threads();
+  const auto more = [&] { return experts * sizes.count(outputs, inputs) < tasks; };
+  while (sizes.rows > 256 && more()) sizes.rows /= 2;
+  while (sizes.rows > 64 && more()) (sizes.rows < sizes.columns ? sizes.columns : sizes.rows) /= 2;
   bf16_tasks_.clear();
   for (std::int64_t e = 0; e < experts; ++e) {
     const std::int64_t first = offsets[static_cast<std::size_t>(e)];

@@ -50,8 +50,9 @@ struct Bf16Task {
   void* c;
   std::int64_t rows, columns, k;
 };
-constexpr std::int64_t kBf16TaskRows = 512,
-                       kBf16TaskOutputs = 256;  // most rows of a task; a gradient's rows and columns
+constexpr std::int64_t kBf16TaskRows = 512;  // at most
+constexpr std::int64_t kBf16TaskOutputs = 2048,
+                       kBf16TaskInputs = 512;  // rows and columns of a gradient's task, at most
 
 // A matrix [k, n] in blocks of (kRows * group) x columns. Element (i, j) lies at element
 //   i / (kRows * group) * k_stride + j / columns * n_stride

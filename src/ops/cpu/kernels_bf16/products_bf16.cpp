@@ -17,9 +17,10 @@ using Pair = std::uint32_t;                         // of bf16
 constexpr std::int64_t kWide = 4 * kLanes;          // columns of most panels; what is left over takes one vector
 constexpr std::int64_t kTile = 6;                   // rows
 constexpr std::int64_t kDepth = 2048;               // of a panel: 256 KiB, a quarter of a second-level cache
-constexpr std::int64_t kGradientDepth = 640;        // rows of dy and x at a time, at most: pieces are alike
+constexpr std::int64_t kGradientDepth = 1024;       // rows of dy and x at a time, at most: pieces are alike
 constexpr std::int64_t kGradientWide = 2 * kLanes;  // columns of a panel of x
 constexpr std::int64_t kGradientTile = 8;           // columns of a panel of dy
+constexpr std::int64_t kGradientRows = 128;         // columns of dy that are packed at a time
 // Panels that are written side by side don't begin a multiple of a page apart: their lines would push each other out of
 // the first-level cache, a tenth of the time of dw.
 constexpr std::int64_t kBetween = 16;  // pairs
@@ -280,40 +281,74 @@ void multiply_task(const Bf16Sizes& sizes, const Bf16Task& task, Pair* panel, fl
   for (; column < task.columns; column += kLanes) multiply_panel<1>(sizes, task, column, panel, partial);
 }
 
+// Some rows of dw and their panel of dy.
+struct GradientRows {
+  const Pair* panel;
+  std::int64_t pairs, rows;
+  float* dw;
+  std::int64_t stride;
+};
+
+// Columns [column, column + kVectors * kLanes) of them.
 template <int kVectors>
-void gradient_panel(const Bf16Sizes& sizes, const Bf16Task& task, const Pair* left, const Pair* right,
-                    std::int64_t column, std::int64_t pairs) {
-  for (std::int64_t row = 0; row < task.rows; row += kGradientTile) {
-    const std::int64_t rows = task.rows - row < kGradientTile ? task.rows - row : kGradientTile;
-    rows_by_panel<End::add_to_float, kGradientTile, kVectors>(
-        reinterpret_cast<const Bf16*>(left + panel_start<kGradientTile>(row, pairs)), 2, 2, 2 * kGradientTile,
-        right + panel_start<kGradientWide>(column, pairs), pairs, rows,
-        static_cast<float*>(task.c) + row * sizes.c_stride + column, sizes.c_stride);
+void gradient_tile(const GradientRows& to, const Pair* panels_of_x, std::int64_t column) {
+  rows_by_panel<End::add_to_float, kGradientTile, kVectors>(
+      reinterpret_cast<const Bf16*>(to.panel), 2, 2, 2 * kGradientTile,
+      panels_of_x + panel_start<kGradientWide>(column, to.pairs), to.pairs, to.rows, to.dw + column, to.stride);
+}
+
+// kGradientRows columns of rows [row, end) come into the second-level cache.
+void fetch_rows(const Bf16* x, std::int64_t stride, std::int64_t row, std::int64_t end) {
+  for (; row < end; ++row) {
+    for (std::int64_t column = 0; column < kGradientRows; column += 32) {
+      __builtin_prefetch(x + row * stride + column, 0, 2);
+    }
   }
 }
 
+// The panels of x stay in the second-level cache while those of dy pass, each of them in the first while dw is passed
+// over in order. Rows of dy that are packed next come into the second-level cache meanwhile, a few with each tile.
 void gradient_task(const Bf16Sizes& sizes, const Bf16Task& task, Pair* left, Pair* right) {
   const std::int64_t pieces = ceil_div(task.k, kGradientDepth), most = ceil_div(task.k, 2 * pieces) * 2;
+  const std::int64_t across = ceil_div(task.columns, kGradientWide), stride = sizes.a_stride;
   for (std::int64_t first = 0; first < task.k; first += most) {
-    const std::int64_t depth = task.k - first < most ? task.k - first : most;
+    const std::int64_t depth = smaller(most, task.k - first), next_depth = smaller(most, task.k - first - depth);
     const std::int64_t pairs = ceil_div(depth, 2);
-    panels_of_dy(static_cast<const Bf16*>(task.a) + first * sizes.a_stride, sizes.a_stride, depth, task.rows, left);
+    const auto* dy = static_cast<const Bf16*>(task.a) + first * stride;
     panels_of_rows<kGradientWide>(static_cast<const Bf16*>(task.b) + first * sizes.b_stride, sizes.b_stride, depth,
                                   task.columns, right);
-    std::int64_t column = 0;
-    for (; column + kGradientWide <= task.columns; column += kGradientWide) {
-      gradient_panel<2>(sizes, task, left, right, column, pairs);
+    for (std::int64_t block = 0; block < task.rows; block += kGradientRows) {
+      const std::int64_t rows = smaller(kGradientRows, task.rows - block);
+      panels_of_dy(dy + block, stride, depth, rows, left);
+      const bool last = block + rows == task.rows;
+      const Bf16* next = last ? dy + depth * stride : dy + block + rows;
+      const std::int64_t next_rows = last ? next_depth : depth;
+      const std::int64_t each = ceil_div(next_rows, ceil_div(rows, kGradientTile) * across);
+      for (std::int64_t row = 0; row < rows; row += kGradientTile) {
+        const std::int64_t tile = row / kGradientTile * across;
+        const GradientRows to{left + panel_start<kGradientTile>(row, pairs), pairs, smaller(kGradientTile, rows - row),
+                              static_cast<float*>(task.c) + (block + row) * sizes.c_stride, sizes.c_stride};
+        for (std::int64_t i = 0; i < across; ++i) {
+          fetch_rows(next, stride, (tile + i) * each, smaller((tile + i + 1) * each, next_rows));
+          const std::int64_t column = i * kGradientWide;
+          if (column + kGradientWide <= task.columns) {
+            gradient_tile<2>(to, right, column);
+          } else {
+            gradient_tile<1>(to, right, column);
+          }
+        }
+      }
     }
-    if (column < task.columns) gradient_panel<1>(sizes, task, left, right, column, pairs);
   }
 }
 
 // A task's panels: of weights, or of x; then the partial sums, or the panels of dy.
-constexpr std::int64_t gradient_bytes(std::int64_t width) {
-  return kBf16TaskOutputs / width * (width * kGradientDepth / 2 + kBetween) * 4;
+constexpr std::int64_t panel_bytes(std::int64_t columns, std::int64_t width) {
+  return columns / width * (width * kGradientDepth / 2 + kBetween) * 4;
 }
 constexpr std::int64_t kWeightBytes = kDepth * kWide * 2, kPartialBytes = kBf16TaskRows * kWide * 4;
-constexpr std::int64_t kInputBytes = gradient_bytes(kGradientWide), kOutputBytes = gradient_bytes(kGradientTile);
+constexpr std::int64_t kInputBytes = panel_bytes(kBf16TaskInputs, kGradientWide);
+constexpr std::int64_t kOutputBytes = panel_bytes(kGradientRows, kGradientTile);
 constexpr std::int64_t kPanelBytes = kWeightBytes > kInputBytes ? kWeightBytes : kInputBytes;
 constexpr std::int64_t kSecondBytes = kOutputBytes > kPartialBytes ? kOutputBytes : kPartialBytes;
 
