@@ -61,7 +61,7 @@ TEST_CASE("row counts of experts that change every step need no more memory once
 }
 
 TEST_CASE("many rows, which are written past the caches, have the bits of few") {
-  constexpr std::int64_t kRows = 2304, kWidth = 1024, kHalf = kRows / 2;
+  constexpr std::int64_t kRows = 2304, kWidth = 1024, kFew = kRows / 4;
   std::deque<OwnedTensor> memory;
   const auto empty = [&](DType type, std::int64_t width) -> Tensor {
     return memory.emplace_back(type, Shape{kRows, width}).view();
@@ -75,13 +75,22 @@ TEST_CASE("many rows, which are written past the caches, have the bits of few") 
   const Tensor x = normal(DType::f32, kWidth), delta = normal(DType::f32, kWidth), m = normal(DType::f32, kWidth);
   const Tensor w = normal(DType::f32, kWidth).rows(0, 1).reshaped({kWidth});
   const Tensor targets = empty(DType::i32, 1).reshaped({kRows});
-  for (std::int64_t t = 0; t < kRows; ++t) targets.as<std::int32_t>()[t] = static_cast<std::int32_t>(t * 31 % kWidth);
+  const Tensor places = empty(DType::i32, 1), weights = normal(DType::f32, 1);
+  for (std::int64_t t = 0; t < kRows; ++t) {
+    targets.as<std::int32_t>()[t] = static_cast<std::int32_t>(t * 31 % kWidth);
+    places.as<std::int32_t>()[t] = static_cast<std::int32_t>(t * 31 % kRows);
+  }
   // Results of some rows at a time.
   const auto results = [&](std::int64_t some) {
-    std::vector<Tensor> out = {empty(DType::bf16, kWidth), empty(DType::bf16, 2 * kWidth), empty(DType::bf16, kWidth),
-                               empty(DType::f32, kWidth),  empty(DType::bf16, kWidth),     empty(DType::f32, 1),
-                               empty(DType::f32, 1),       empty(DType::bf16, kWidth),     empty(DType::f32, kWidth),
-                               empty(DType::f32, kWidth),  empty(DType::f32, kWidth),      empty(DType::bf16, kWidth)};
+    std::vector<Tensor> out = {empty(DType::bf16, kWidth), empty(DType::bf16, 2 * kWidth),
+                               empty(DType::bf16, kWidth), empty(DType::f32, kWidth),
+                               empty(DType::bf16, kWidth), empty(DType::f32, 1),
+                               empty(DType::f32, 1),       empty(DType::bf16, kWidth),
+                               empty(DType::f32, kWidth),  empty(DType::f32, kWidth),
+                               empty(DType::f32, kWidth),  empty(DType::bf16, kWidth),
+                               empty(DType::bf16, kWidth), empty(DType::f32, kWidth),
+                               empty(DType::f32, kWidth),  empty(DType::bf16, kWidth),
+                               empty(DType::f32, 1)};
     for (const std::size_t state : {8, 9}) std::memcpy(out[state].data, m.data, static_cast<std::size_t>(m.bytes()));
     for (std::int64_t first = 0; first < kRows; first += some) {
       const auto of = [&](const Tensor& tensor) { return tensor.rows(first, some); };
@@ -92,10 +101,14 @@ TEST_CASE("many rows, which are written past the caches, have the bits of few") 
       cpu_ops().cross_entropy(of(x), of(targets), 0.5, flat(out[6]), of(out[7]));
       const AdamwArguments arguments{.learning_rate = 0.1, .step = 2};
       cpu_ops().adamw(arguments, flat(delta), flat(out[8]), flat(out[9]), flat(out[10]), flat(out[11]));
+      cpu_ops().gather_rows(dy, flat(places), of(out[12]));
+      cpu_ops().embedding(flat(places), dy, of(out[13]));
+      cpu_ops().combine(dy, of(places), of(weights), of(out[14]));
+      cpu_ops().combine_backward(of(x), dy, of(places), of(weights), out[15], of(out[16]));
     }
     return out;
   };
-  const std::vector<Tensor> many = results(kRows), few = results(kHalf);
+  const std::vector<Tensor> many = results(kRows), few = results(kFew);
   for (std::size_t i = 0; i < many.size(); ++i) {
     CHECK_MESSAGE(std::memcmp(many[i].data, few[i].data, static_cast<std::size_t>(few[i].bytes())) == 0, "result ", i);
   }

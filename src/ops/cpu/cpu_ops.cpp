@@ -47,23 +47,6 @@ void check_indices(const Tensor& index, std::int64_t lowest, std::int64_t end, c
   require(good, "{}: an index lies outside [{}, {})", what, lowest, end);
 }
 
-// out[i] = x[index[i]], 0 for a negative index.
-void copy_rows(const Tensor& x, const Tensor& index, const Tensor& out) {
-  const auto* rows = index.as<std::int32_t>();
-  const std::int64_t count = index.elements();
-  const std::int64_t row_bytes = width_of(x) * size_bytes(x.dtype);
-  const auto* from = static_cast<const std::byte*>(x.data);
-  auto* to = static_cast<std::byte*>(out.data);
-#pragma omp parallel for schedule(static) if (count * row_bytes > (1 << 16))
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (rows[i] < 0) {
-      std::memset(to + i * row_bytes, 0, static_cast<std::size_t>(row_bytes));
-    } else {
-      std::memcpy(to + i * row_bytes, from + rows[i] * row_bytes, static_cast<std::size_t>(row_bytes));
-    }
-  }
-}
-
 }  // namespace
 
 CpuOps::CpuOps(const OpsOptions& options)
@@ -153,7 +136,7 @@ void CpuOps::fill_normal(const RandomStream& stream, std::uint64_t first, double
 
 void CpuOps::embedding(const Tensor& tokens, const Tensor& w, const Tensor& y) {
   check_indices(tokens, INT32_MIN, w.shape[0], "embedding");
-  kernels_.embedding(type_of(w), w.data, tokens.as<std::int32_t>(), y.as<float>(), rows_of(y), width_of(y));
+  kernels_.gather_rows(type_of(w), w.data, tokens.as<std::int32_t>(), Type::f32, y.data, rows_of(y), width_of(y));
 }
 
 void CpuOps::embedding_backward(const Tensor& dy, const Tensor& tokens, const Tensor& dw) {
@@ -315,7 +298,7 @@ void CpuOps::sort_rows(const Tensor& experts, const Tensor& counts, const Tensor
 
 void CpuOps::gather_rows(const Tensor& x, const Tensor& index, const Tensor& out) {
   check_indices(index, 0, x.shape[0], "gather_rows");
-  copy_rows(x, index, out);
+  kernels_.gather_rows(type_of(x), x.data, index.as<std::int32_t>(), type_of(out), out.data, rows_of(out), width_of(x));
 }
 
 void CpuOps::combine(const Tensor& z, const Tensor& slots, const Tensor& weights, const Tensor& y) {

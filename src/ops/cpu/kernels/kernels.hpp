@@ -70,8 +70,8 @@ struct BlockedLayout {
   KERNEL(add, (Type type, const void* a, const void* b, void* y, std::int64_t n))                                      \
   KERNEL(pack,                                                                                                         \
          (const BlockedLayout& layout, bool transposed, std::int64_t k, std::int64_t n, const void* w, void* packed))  \
-  KERNEL(embedding,                                                                                                    \
-         (Type type, const void* w, const std::int32_t* tokens, float* y, std::int64_t rows, std::int64_t width))      \
+  KERNEL(gather_rows, (Type from, const void* x, const std::int32_t* index, Type to, void* y, std::int64_t rows,       \
+                       std::int64_t width))                                                                            \
   KERNEL(embedding_backward,                                                                                           \
          (Type type, const void* dy, const std::int32_t* tokens, float* dw, std::int64_t rows, std::int64_t width))    \
   KERNEL(add_rms_norm, (Type type, const float* x, const float* delta, const float* w, float epsilon, float* sum,      \

@@ -114,6 +114,12 @@ inline bool past_caches(const void* rows, std::int64_t count, std::int64_t row_b
   return count * row_bytes > kStreamBytes && row_bytes % 64 == 0 && reinterpret_cast<std::uintptr_t>(rows) % 64 == 0;
 }
 
+// A row comes into the second-level cache.
+template <class T>
+void fetch_row(const T* row, std::int64_t width) {
+  for (std::int64_t h = 0; h < width; h += 64 / static_cast<std::int64_t>(sizeof(T))) __builtin_prefetch(row + h, 0, 2);
+}
+
 // f(first element, load, store) for n elements, two vectors at a time, the last ones through memory of their own.
 // `ahead` elements further on lies what is wanted next, and comes into the second-level cache: processors prefetch
 // neither beyond a page nor from row to row. kStream: see stream_two().
