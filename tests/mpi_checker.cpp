@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <string>
 #include <vector>
 
 namespace {
@@ -28,14 +29,21 @@ int size_of(MPI_Comm comm) {
   return size;
 }
 
-// "all_reduce" of which communicator, by whom: the head of every line.
-void print_head(MPI_Comm comm, const Call& call) {
+std::string text_of(const Call& call) {
+  return std::string(call.operation) + " of " + std::to_string(call.count) + " " + call.type;
+}
+
+// Says which communicator and who calls what, and the fault, in one write: mpirun's own lines come between two.
+[[noreturn]] void abort_with(MPI_Comm comm, const Call& call, const std::string& fault) {
   char name[MPI_MAX_OBJECT_NAME] = "";
   int length = 0, rank = 0;
   PMPI_Comm_get_name(comm, name, &length);
   PMPI_Comm_rank(comm, &rank);
-  std::fprintf(stderr, "MPI checker: communicator %s, its rank %d calls %s of %lld %s; ", name, rank, call.operation,
-               static_cast<long long>(call.count), call.type);
+  const std::string line = "MPI checker: communicator " + std::string(name) + ", its rank " + std::to_string(rank) +
+                           " calls " + text_of(call) + "; " + fault + "\n";
+  std::fwrite(line.data(), 1, line.size(), stderr);
+  PMPI_Abort(MPI_COMM_WORLD, 1);
+  std::abort();
 }
 
 void check(MPI_Comm comm, const char* operation, MPI_Datatype type, std::int64_t count) {
@@ -54,18 +62,13 @@ void check(MPI_Comm comm, const char* operation, MPI_Datatype type, std::int64_t
   for (int done = 0; done == 0;) {
     PMPI_Test(&request, &done, MPI_STATUS_IGNORE);
     if (done == 0 && std::chrono::steady_clock::now() - start > kPatience) {
-      print_head(comm, call);
-      std::fprintf(stderr, "another rank does not come\n");
-      PMPI_Abort(MPI_COMM_WORLD, 1);
+      abort_with(comm, call, "another rank does not come");
     }
   }
   for (std::size_t rank = 0; rank < calls.size(); ++rank) {
     const Call& other = calls[rank];
     if (std::memcmp(&other, &call, sizeof call) == 0) continue;
-    print_head(comm, call);
-    std::fprintf(stderr, "rank %zu calls %s of %lld %s\n", rank, other.operation, static_cast<long long>(other.count),
-                 other.type);
-    PMPI_Abort(MPI_COMM_WORLD, 1);
+    abort_with(comm, call, "rank " + std::to_string(rank) + " calls " + text_of(other));
   }
 }
 
@@ -83,9 +86,7 @@ void check_counts(MPI_Comm comm, const int* send, MPI_Datatype send_type, const 
     const std::int64_t expected = std::int64_t{receive[r]} * receive_size;
     if (arriving[r] == expected) continue;
     Call call{.operation = "MPI_Alltoallv", .type = "bytes", .count = expected};
-    print_head(comm, call);
-    std::fprintf(stderr, "rank %zu sends it %lld bytes\n", r, static_cast<long long>(arriving[r]));
-    PMPI_Abort(MPI_COMM_WORLD, 1);
+    abort_with(comm, call, "rank " + std::to_string(r) + " sends it " + std::to_string(arriving[r]) + " bytes");
   }
 }
 
@@ -117,9 +118,8 @@ void check_received(const std::vector<Posted>& receives, const std::vector<MPI_R
     int bytes = 0;
     PMPI_Get_count(&statuses[i], MPI_BYTE, &bytes);
     if (bytes == receives[i].bytes) continue;
-    print_head(receives[i].comm, {.operation = "MPI_Irecv", .type = "bytes", .count = receives[i].bytes});
-    std::fprintf(stderr, "rank %d sends it %d bytes\n", receives[i].source, bytes);
-    PMPI_Abort(MPI_COMM_WORLD, 1);
+    abort_with(receives[i].comm, {.operation = "MPI_Irecv", .type = "bytes", .count = receives[i].bytes},
+               "rank " + std::to_string(receives[i].source) + " sends it " + std::to_string(bytes) + " bytes");
   }
 }
 
@@ -154,9 +154,8 @@ int MPI_Waitall(int count, MPI_Request* requests, MPI_Status*) {
     if (done != 0 || std::chrono::steady_clock::now() - start <= kPatience) continue;
     for (const Posted& receive : receives) {
       if (receive.comm == MPI_COMM_NULL) continue;
-      print_head(receive.comm, {.operation = "MPI_Irecv", .type = "bytes", .count = receive.bytes});
-      std::fprintf(stderr, "rank %d sends nothing\n", receive.source);
-      PMPI_Abort(MPI_COMM_WORLD, 1);
+      abort_with(receive.comm, {.operation = "MPI_Irecv", .type = "bytes", .count = receive.bytes},
+                 "rank " + std::to_string(receive.source) + " sends nothing");
     }
     std::fprintf(stderr, "MPI checker: nobody receives a message, or a collective doesn't end\n");
     PMPI_Abort(MPI_COMM_WORLD, 1);
@@ -169,9 +168,8 @@ int MPI_Comm_free(MPI_Comm* comm) {
   MPI_Status status;
   PMPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, *comm, &waiting, &status);
   if (waiting != 0) {
-    print_head(*comm, {.operation = "MPI_Comm_free"});
-    std::fprintf(stderr, "a message of rank %d was never received\n", status.MPI_SOURCE);
-    PMPI_Abort(MPI_COMM_WORLD, 1);
+    abort_with(*comm, {.operation = "MPI_Comm_free"},
+               "a message of rank " + std::to_string(status.MPI_SOURCE) + " was never received");
   }
   return PMPI_Comm_free(comm);
 }
