@@ -1,8 +1,8 @@
 // Products of bf16 matrices with vdpbf16ps, for processors without matrix units: pairs of bf16 multiplied and added to
 // a float sum, 32 products an instruction. Both operands are read as they lie in memory: what a product needs of its
 // right operand is packed into a panel for the cache just before, which costs less than a percent of the product.
-// Limit: one vdpbf16ps a cycle; measured on Zen 4 (228 GFLOP/s a core): 0.90 to 0.99 of it forward and for dx, 0.8
-// to 0.95 for dw.
+// Limit: one vdpbf16ps a cycle; measured on Zen 4 (220 GFLOP/s a core): 0.90 to 0.99 of it forward and for dx,
+// 0.8 to 0.97 for dw.
 //
 // A panel holds pairs of rows: [k / 2][width][2]. A tile is a few rows of the left operand, whose pairs are broadcast,
 // times a panel. Every sum runs over k in order, whatever the tile, so bits don't depend on how work is cut.
