@@ -47,9 +47,8 @@ void MlpLayer::backward(Context& c, const MlpParameters<Tensor>& w, const MlpPar
   const Tensor dy = gather(c, in_compute(c, g));
   const Tensor dactivated = c.scratch.tensor(c.compute, {tokens, width});
   c.ops.linear_dx(dy, c.weight(w.down), dactivated);
-  // 3. SwiGLU (its output again where it wasn't kept: the down product's weight gradient needs it).
-  const Tensor dgate_up = c.scratch.tensor(c.compute, {tokens, 2 * width});
-  const Tensor again = saved.activated ? Tensor() : c.scratch.tensor(c.compute, {tokens, width});
+  // 3. SwiGLU, in place; its output again where it wasn't kept (the down product's weight gradient needs it).
+  const Tensor dgate_up = saved.gate_up, again = saved.activated ? Tensor() : dactivated;
   c.ops.swiglu_backward(dactivated, saved.gate_up, dgate_up, again);
   c.ops.linear_dw(dy, saved.activated ? saved.activated : again, dw.down);
   // 2. Gate and up.

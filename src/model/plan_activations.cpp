@@ -159,7 +159,6 @@ class Activations {
     const LedgerScope scope(scratch);
     scratch.take(s.g * s.width * s.c);
     stream_gradient();
-    scratch.take(s.g * s.width * (selective ? 3 : 2) * s.c);
     products_input_backward();
   }
 
@@ -196,7 +195,7 @@ class Activations {
     }
     saved.take(s.t * (s.chosen * (4 + s.a) + s.experts * s.a + s.a));
     saved.take(s.t * s.chosen * 8 + (experts_alone() ? 0 : 8 * s.m));
-    (experts_alone() ? saved : scratch).take(s.t * s.chosen * s.hidden * s.c);
+    (experts_alone() && !selective ? saved : scratch).take(s.t * s.chosen * s.hidden * s.c);
     for (int part = 0; part < s.parts; ++part) send();
     for (int part = 0; part < s.parts; ++part) {
       receive(saved);
@@ -214,18 +213,19 @@ class Activations {
     const LedgerScope scope(scratch);
     scratch.take(s.t * s.chosen * (s.hidden * s.c + s.a));
     for (int part = 0; part < s.parts; ++part) send();
+    norm_output();
     for (int part = 0; part < s.parts; ++part) {
-      receive(scratch);
       const double m = s.m / s.parts;
+      if (experts_alone() && selective) scratch.take(m * s.hidden * s.c);
+      receive(scratch);
       scratch.take(m * s.hidden * partial());
       {
         const LedgerScope experts(scratch);
-        scratch.take(m * s.expert_width * (selective ? 4 : 3) * s.c);
+        scratch.take(m * s.expert_width * s.c);
       }
       send_back(scratch);
     }
     scratch.take(s.t * s.hidden * s.a);
-    norm_output();
     scratch.take(s.t * s.experts * s.a + (s.jitter ? s.t * s.hidden * s.a : 0));
   }
 

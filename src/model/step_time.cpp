@@ -125,7 +125,10 @@ class Estimate {
     add_attention(layer_forward, layer_backward);
     s_.moe ? add_experts(layer_forward, layer_backward) : add_mlp(layer_forward, layer_backward);
     if (s_.recompute == "full") layer_backward += layer_forward;
-    if (s_.recompute == "selective") layer_backward.memory += 2 * moved(s_.t * s_.hidden * (r_ + s_.c));
+    if (s_.recompute == "selective") {
+      layer_backward.memory += 2 * moved(s_.t * s_.hidden * (r_ + s_.c));
+      if (s_.moe && s_.ep * s_.etp == 1) layer_backward.memory += moved(s_.t * (1 + s_.chosen) * s_.hidden * s_.c);
+    }
     forward += layers * layer_forward;
     backward += layers * layer_backward;
     if (chunk.ends) add_head(forward, backward);

@@ -137,6 +137,12 @@ TEST_CASE("swiglu and its adjoint") {
       r.output("dx", dx);
       r.output("dx without y", dx2);
       r.output("y again", again);
+      const Tensor x_dx = r.empty(r.compute, x.shape), dy_y = r.empty(r.compute, dy.shape);
+      r.ops.device().copy(x_dx.data, x.data, x.bytes());
+      r.ops.device().copy(dy_y.data, dy.data, dy.bytes());
+      r.ops.swiglu_backward(dy_y, x_dx, x_dx, dy_y);
+      r.output("dx in gate and up's place", x_dx);
+      r.output("y in dy's place", dy_y);
     });
   }
 }

@@ -248,8 +248,8 @@ class PlainOps : public ReferenceOps {
       out[gate] = d[at(i)] * x[up] * (s + x[gate] * s * (1 - s));
       out[up] = d[at(i)] * x[gate] * s;
     }
-    write(out, dgate_up);
     if (y) swiglu(gate_up, y);
+    write(out, dgate_up);
   }
 
   void router_logits(const Tensor& x, const Tensor& w, const Tensor& logits) override { linear(x, {w}, logits); }

@@ -89,11 +89,15 @@ TEST_CASE("saved activations of a dense model, by the formula") {
   const double mlp = g * h * (a + c) + g * a + g * 2 * f * c + g * f * c;
   const double chunk = 2 * g * h * a + (g * h * (a + c) + g * a) + g * h * a + (g * a + g * h * a);
   const double first = -g * h * a;  // nothing is added before the first norm
-  const Plan plan = make_plan(config_with({}), 1, kPlain);
+  const Plan plan = make_plan(config_with({"train.recompute=none"}), 1, kPlain);
   CHECK(plan.stages[0].saved == 8 * (attention + mlp) + chunk + first);
   CHECK(plan.stages[0].alive == 1);
+  const double again = 2 * g * h * c + g * f * c;  // norms and SwiGLU
+  CHECK(make_plan(config_with({"train.recompute=selective"}), 1, kPlain).stages[0].saved ==
+        8 * (attention + mlp - again) + chunk + first);
   // All that lies inside layers is split by tp and cp alike, but for the rows of the logits' losses.
-  const Plan four = make_plan(config_with({"parallel.context=2", "parallel.tensor=2"}), 4, kPlain);
+  const Plan four =
+      make_plan(config_with({"train.recompute=none", "parallel.context=2", "parallel.tensor=2"}), 4, kPlain);
   CHECK(4 * four.stages[0].saved == doctest::Approx(plan.stages[0].saved + g * a).epsilon(1e-12));
 }
 
@@ -112,7 +116,7 @@ TEST_CASE("routing between balanced and worst") {
   PlanOptions worst = kPlain;
   worst.expert_load = {100, 100};  // counts as the worst
   const double c = 2, a = 4, rows = 256 * 2, width = 96, layers = 8;
-  const double experts = layers * rows * 3 * ((64 + 3 * width) * c + 8);  // three more shares of rows
+  const double experts = layers * rows * 3 * ((64 + 2 * width) * c + 8);  // three more shares of rows
   CHECK(make_plan(config, 4, worst).stages[0].saved == doctest::Approx(balanced.stages[0].saved + experts));
   CHECK(a > c);
 }

@@ -68,9 +68,9 @@ struct DataConfig {
 struct TrainConfig {
   std::string output;  // run folder
   std::int64_t steps = 0;
-  std::int64_t global_batch = 1;   // sequences per step over all ranks
-  std::int64_t micro_batch = 1;    // sequences per microbatch and rank, B
-  std::string recompute = "none";  // none, selective, full
+  std::int64_t global_batch = 1;        // sequences per step over all ranks
+  std::int64_t micro_batch = 1;         // sequences per microbatch and rank, B
+  std::string recompute = "selective";  // none, selective, full
   double balance_coefficient = 0.02;
   std::string balance_scope = "all_layers";  // all_layers, per_layer
   double z_coefficient = 0;

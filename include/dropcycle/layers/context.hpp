@@ -31,7 +31,7 @@ struct Microbatch {
 
 enum class Recompute {
   none,
-  selective,  // norms and SwiGLU products are computed again in backward
+  selective,  // norms, SwiGLU products and the sorting of rows (where all experts are here) are done again in backward
   full,       // each layer keeps its input only and runs forward again in backward
 };
 // The microbatch on the arena's device; `batch` outlives it.

@@ -22,7 +22,7 @@ struct MlpParameters {
 
 struct MlpSaved {
   NormSaved norm;
-  Tensor gate_up;    // [T, 2 F_local]
+  Tensor gate_up;    // [T, 2 F_local]; backward makes it its gradient
   Tensor activated;  // [T, F_local]; empty when it is recomputed
 };
 

@@ -166,7 +166,7 @@ class Ops {
 
   // ---- SwiGLU (the paper's Eq. 1): gate_up [T,2F] holds gate then up; y = silu(gate) * up.
   virtual void swiglu(const Tensor& gate_up, const Tensor& y) = 0;
-  // dgate_up from dy; also y again (recomputed) unless y is empty.
+  // dgate_up from dy; also y again (recomputed) unless y is empty. dgate_up may take gate_up's place, and y dy's.
   virtual void swiglu_backward(const Tensor& dy, const Tensor& gate_up, const Tensor& dgate_up, const Tensor& y) = 0;
 
   // ---- Router. Everything in acc but x.

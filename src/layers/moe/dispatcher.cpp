@@ -81,9 +81,8 @@ void Dispatcher::group_received(Context& c, std::span<const std::int64_t> counts
   plan.ungroup_index = upload(c.routed, ungroup);
 }
 
-Tensor Dispatcher::sort(Context& c, const DispatchPlan& plan, const Tensor& x) const {
-  const Shape shape{plan.token_of_row.shape[0], x.shape[1]};
-  const Tensor sorted = (alone() ? c.routed : c.scratch).tensor(x.dtype, shape);  // alone: the experts' input
+Tensor Dispatcher::sort(Context& c, const DispatchPlan& plan, const Tensor& x, Arena& arena) const {
+  const Tensor sorted = arena.tensor(x.dtype, {plan.token_of_row.shape[0], x.shape[1]});
   c.ops.gather_rows(x, plan.token_of_row, sorted);
   return sorted;
 }

@@ -64,9 +64,8 @@ void Experts::backward(Context& c, const ExpertParameters<Tensor>& w, const Expe
   const Tensor dactivated = c.scratch.tensor(c.compute, {rows, width});
   c.ops.grouped_linear_dx(dy, offsets, c.weight(w.down), dactivated);
   progress(under_way);
-  // 2. SwiGLU.
-  const Tensor dgate_up = c.scratch.tensor(c.compute, {rows, 2 * width});
-  const Tensor again = saved.activated ? Tensor() : c.scratch.tensor(c.compute, {rows, width});
+  // 2. SwiGLU, in place; its output again where it wasn't kept.
+  const Tensor dgate_up = saved.gate_up, again = saved.activated ? Tensor() : dactivated;
   c.ops.swiglu_backward(dactivated, saved.gate_up, dgate_up, again);
   c.ops.grouped_linear_dw(dy, saved.activated ? saved.activated : again, offsets, dw.down);
   progress(under_way);

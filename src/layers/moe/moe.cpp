@@ -30,6 +30,10 @@ MoeLayer::MoeLayer(const ModelConfig& config, std::int64_t layer, const Groups& 
       partial_(groups[GroupKind::etp].size() > 1),
       first_expert_(groups[GroupKind::ep].rank() * dispatcher_.local_experts()) {}
 
+bool MoeLayer::sorts_again(const Context& c) const {
+  return dispatcher_.alone() && c.recompute == Recompute::selective;
+}
+
 void MoeLayer::declare(const std::string& prefix, std::vector<ParameterSpec>& specs) const {
   specs.push_back(
       {.name = prefix + "mlp_norm", .shape = {config_.hidden_size}, .initial = Initial::ones, .role = Role::norm});
@@ -64,8 +68,9 @@ Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Micro
     std::ranges::transform(counts, parts[p].plan.counts, counts.begin(), std::plus<>());
   }
   router_.count(c, saved.router, counts, statistics);
+  Arena& rows = dispatcher_.alone() && !sorts_again(c) ? c.routed : c.scratch;
   for (std::size_t p = 0; p < parts.size(); ++p) {
-    there[p] = dispatcher_.send(c, parts[p].plan, dispatcher_.sort(c, parts[p].plan, parts[p].of(normed)));
+    there[p] = dispatcher_.send(c, parts[p].plan, dispatcher_.sort(c, parts[p].plan, parts[p].of(normed), rows));
   }
   // 4. Experts.
   for (std::size_t p = 0; p < parts.size(); ++p) {
@@ -75,6 +80,7 @@ Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Micro
     const Tensor results = (dispatcher_.alone() ? c.routed : c.scratch).tensor(type, part.experts.input.shape);
     experts_.forward(c, w.experts, part.plan.offsets, part.experts, results, under_way(there, back, p, parts.size()));
     back[p] = dispatcher_.send_back(c, part.plan, results, c.routed);
+    if (sorts_again(c)) part.experts.input = Tensor();
   }
   // 5. Combine.
   for (std::size_t p = 0; p < parts.size(); ++p) {
@@ -86,7 +92,7 @@ Stream MoeLayer::forward(Context& c, const MoeParameters<Tensor>& w, const Micro
 
 void MoeLayer::backward(Context& c, const MoeParameters<Tensor>& w, const MoeParameters<Tensor>& dw,
                         const Microbatch& batch, const RouterTraining& training, const RoutingStatistics& statistics,
-                        const MoeSaved& saved, const Tensor& g) const {
+                        MoeSaved& saved, const Tensor& g) const {
   const ArenaScope scope(c.scratch);
   const auto parts = std::span(saved.parts).first(static_cast<std::size_t>(c.dispatch_parts));
   Travelling there, back;
@@ -99,9 +105,11 @@ void MoeLayer::backward(Context& c, const MoeParameters<Tensor>& w, const MoePar
                            part.of(dweights));
     there[p] = dispatcher_.send(c, part.plan, drows);
   }
+  const Tensor normed = norm_output(c, w.norm, config_.norm_epsilon, saved.norm);
   // 4. Experts.
   for (std::size_t p = 0; p < parts.size(); ++p) {
-    const DispatchedPart& part = parts[p];
+    DispatchedPart& part = parts[p];
+    if (sorts_again(c)) part.experts.input = dispatcher_.sort(c, part.plan, part.of(normed), c.scratch);
     const Tensor dresults = dispatcher_.receive(c, part.plan, there[p], c.scratch);
     const Tensor dinput = c.scratch.tensor(partial_ ? c.acc() : c.compute, part.experts.input.shape);
     experts_.backward(c, w.experts, dw.experts, part.plan.offsets, part.experts, dresults, dinput,
@@ -115,7 +123,7 @@ void MoeLayer::backward(Context& c, const MoeParameters<Tensor>& w, const MoePar
   }
   // 2. Router.
   RouterSaved router = saved.router;
-  if (training.jitter == 0) router.input = norm_output(c, w.norm, config_.norm_epsilon, saved.norm);
+  if (training.jitter == 0) router.input = normed;
   router_.backward(c, w.router, router, statistics, training, runs_of(c, batch, g), dweights, dnormed, dw.router);
   // 1. Norm, onto the residual path's gradient.
   c.ops.rms_norm_backward(dnormed, saved.norm.sum, w.norm, saved.norm.inv_rms, g, g, dw.norm);

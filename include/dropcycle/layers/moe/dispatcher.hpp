@@ -55,8 +55,8 @@ class Dispatcher {
   // From experts i32 [T,K]; exchanges the row counts over ep and etp. The host waits for the counts: nothing is
   // dropped, so they are the sizes of all that follows.
   DispatchPlan plan(Context& context, const Tensor& experts) const;
-  // Step 1: x [T,H] to rows [T K, H].
-  Tensor sort(Context& context, const DispatchPlan& plan, const Tensor& x) const;
+  // Step 1: x [T,H] to rows [T K, H], in `arena`; alone they are what the experts get.
+  Tensor sort(Context& context, const DispatchPlan& plan, const Tensor& x, Arena& arena) const;
   // Step 2 begins: rows [T K, H] leave for the ranks of ep. Adjoint: send_back, as far as arrived().
   TravellingRows send(Context& context, const DispatchPlan& plan, const Tensor& rows) const;
   // Steps 2 and 3 end: grouped rows [M,H] of what was sent, in `arena` (routed or scratch).

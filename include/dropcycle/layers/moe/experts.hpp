@@ -19,8 +19,8 @@ struct ExpertParameters {
 };
 
 struct ExpertsSaved {
-  Tensor input;      // [M,H]
-  Tensor gate_up;    // [M, 2 F_local]
+  Tensor input;      // [M,H]; empty when it is sorted again
+  Tensor gate_up;    // [M, 2 F_local]; backward makes it its gradient
   Tensor activated;  // [M, F_local]; empty when it is recomputed
 };
 

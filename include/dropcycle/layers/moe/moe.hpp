@@ -49,12 +49,14 @@ class MoeLayer {
   Stream forward(Context& context, const MoeParameters<Tensor>& w, const Microbatch& batch,
                  const RouterTraining& training, const Stream& in, const Tensor& delta, MoeSaved& saved,
                  RoutingStatistics& statistics) const;
-  // `statistics` of all ranks, with shares complete over all layers.
+  // `statistics` of all ranks, with shares complete over all layers. Uses up what was saved.
   void backward(Context& context, const MoeParameters<Tensor>& w, const MoeParameters<Tensor>& dw,
                 const Microbatch& batch, const RouterTraining& training, const RoutingStatistics& statistics,
-                const MoeSaved& saved, const Tensor& g) const;
+                MoeSaved& saved, const Tensor& g) const;
 
  private:
+  // Whether backward takes the rows to the experts once more instead of keeping them.
+  bool sorts_again(const Context& context) const;
   ModelConfig config_;
   Router router_;
   Dispatcher dispatcher_;

@@ -69,7 +69,9 @@ void swiglu_backward(Type type, const void* dy, const void* gate_up, void* dgate
   with_type(type, [&]<class T>(T) {
     const std::int64_t row_bytes = width * static_cast<std::int64_t>(sizeof(T));
     const bool again = y != nullptr;
-    const bool stream = past_caches(dgate_up, rows, row_bytes) && (!again || past_caches(y, rows, row_bytes));
+    const bool in_place = dgate_up == gate_up || y == dy;  // lines that were just read
+    const bool stream =
+        !in_place && past_caches(dgate_up, rows, row_bytes) && (!again || past_caches(y, rows, row_bytes));
     const auto run = again ? (stream ? swiglu_gradient_rows<true, true, T> : swiglu_gradient_rows<true, false, T>)
                            : (stream ? swiglu_gradient_rows<false, true, T> : swiglu_gradient_rows<false, false, T>);
     run(static_cast<const T*>(dy), static_cast<const T*>(gate_up), static_cast<T*>(dgate_up), static_cast<T*>(y), rows,
