@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "dropcycle/core/error.hpp"
+
 namespace dropcycle {
 namespace {
 
@@ -40,6 +42,11 @@ Tensor Arena::upload(const Tensor& values) {
 
 void* Arena::allocate(std::int64_t size_bytes) {
   const std::int64_t size = round_up(std::max<std::int64_t>(size_bytes, 1), kAlignment);
+  for (Lent& lent : lent_) {
+    if (lent.used + size > lent.size) continue;
+    lent.used += size;
+    return lent.memory + lent.used - size;
+  }
   while (current_ < blocks_.size() && blocks_[current_].used + size > blocks_[current_].memory.size_bytes()) ++current_;
   if (current_ == blocks_.size()) {
     blocks_.push_back({Buffer(std::max(size, kLeastBlock), device_), 0});
@@ -52,7 +59,15 @@ void* Arena::allocate(std::int64_t size_bytes) {
   return result;
 }
 
+void Arena::borrow(std::size_t lender, std::byte* memory, std::int64_t size_bytes) {
+  Lent& lent = lent_[lender];
+  require(lent.used == 0 || lent.memory == memory, "tensors lie in what lender {} lent before", lender);
+  lent.memory = memory;
+  lent.size = size_bytes;
+}
+
 void Arena::reset() {
+  lent_ = {};
   if (blocks_.size() > 1) {
     std::int64_t total = 0;
     for (const Block& block : blocks_) total += block.memory.size_bytes();
@@ -73,12 +88,14 @@ std::int64_t Arena::used_bytes() const {
 ArenaMark::ArenaMark(Arena& arena)
     : arena_(arena),
       block_(arena.current_),
-      used_(arena.current_ < arena.blocks_.size() ? arena.blocks_[arena.current_].used : 0) {}
+      used_(arena.current_ < arena.blocks_.size() ? arena.blocks_[arena.current_].used : 0),
+      lent_(arena.lent_) {}
 
 void ArenaMark::restore() const {
   for (std::size_t i = block_ + 1; i < arena_.blocks_.size(); ++i) arena_.blocks_[i].used = 0;
   if (block_ < arena_.blocks_.size()) arena_.blocks_[block_].used = used_;
   arena_.current_ = block_;
+  arena_.lent_ = lent_;
 }
 
 }  // namespace dropcycle

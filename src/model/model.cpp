@@ -110,6 +110,10 @@ Model::Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType co
       store_(declare(config, groups, pipeline), compute, replicas(groups), shards, ops.device()),
       scratch_(ops.device()),
       recompute_(ops.device()) {
+  if (chunks_.size() == 1) {
+    const Chunk& all = chunks_.front();
+    gradient_memory_.emplace(store_, all, all.ends && config.tie_embeddings);
+  }
   for (int i = 0; i < kGradientBuffers; ++i) travelling_.emplace_back(ops.device());
   for (std::int64_t l = 0; l < config.layers; ++l) {
     attention_.emplace_back(config, groups);
@@ -195,6 +199,7 @@ Stream Model::layers_forward(Context& c, const Chunk& chunk, const Microbatch& b
   for (std::int64_t layer = chunk.first; layer < chunk.last; ++layer) {
     const auto l = static_cast<std::size_t>(layer);
     LayerSaved& saved = state.layers[l];
+    if (state.borrows) gradient_memory_->lend(layer, c.saved, c.routed);
     if (c.recompute != Recompute::full) {
       stream = layer_forward(c, l, batch, training, stream, delta, saved, state.routing, look);
       load += saved.moe.load;

@@ -91,6 +91,7 @@ Model::Alive& Model::acquire(std::int64_t microbatch, int chunk, std::int64_t pr
   wait_for(state.sent);
   state.reset();
   state.in_use = true;
+  state.borrows = false;
   state.microbatch = microbatch;
   state.chunk = chunk;
   state.layers.assign(attention_.size(), {});
@@ -126,10 +127,20 @@ void Model::progress() {
   for (const TravellingGradient& gradient : travelling_) test(gradient.sent);
 }
 
+// Of an arena for rows whose number the router decides: alone, all experts' rows are always T K.
+Arena& Model::routed(Alive& state) const {
+  return groups_[GroupKind::ep].size() * groups_[GroupKind::etp].size() == 1 ? state.saved : state.routed;
+}
+
+void Model::clear_gradients() {
+  const Span span(SpanKind::phase, "clear gradients");
+  for (const GradientGroup group : kGradientGroups) ops_.fill_zero(store_.gradients(group));
+}
+
 Context Model::context(Alive& state, Recompute recompute) {
   scratch_.reset();
   recompute_.reset();
-  return {ops_, groups_, state.saved, state.routed, scratch_, compute_, store_.version(), recompute};
+  return {ops_, groups_, state.saved, routed(state), scratch_, compute_, store_.version(), recompute};
 }
 
 std::vector<std::unique_ptr<Request>> Model::send(const Tensor& values, std::vector<double>& shares,
@@ -204,6 +215,10 @@ void Model::chunk_forward(Context& c, const Chunk& chunk, const Microbatch& host
 void Model::chunk_backward(Context& c, const Chunk& chunk, const MicrobatchTraining& training, Alive& state,
                            MicrobatchLosses& sums, const GradientsReady& ready) {
   const Microbatch& batch = state.batch;
+  if (state.borrows) {
+    gradient_memory_->take_back(c.saved, c.routed);
+    gradient_memory_->clear_rest(ops_);
+  }
   std::optional<Span> span(std::in_place, SpanKind::phase, chunk.ends ? "head and loss" : "backward");
   wait_for(state.sent);  // received long ago, or this backward could not begin
   const Shape shape{local_rows(batch), config_.hidden_size};
@@ -222,10 +237,11 @@ void Model::chunk_backward(Context& c, const Chunk& chunk, const MicrobatchTrain
     receive(g, state.routing.shares, +1);
   }
   // 2. Layers.
-  span.reset();
-  span.emplace(SpanKind::phase, "backward");
   for (std::int64_t layer = chunk.last; layer-- > chunk.first;) {
     const auto l = static_cast<std::size_t>(layer);
+    span.reset();
+    if (state.borrows) gradient_memory_->clear_layer(ops_, layer);
+    span.emplace(SpanKind::phase, "backward");
     layer_backward(c, l, batch, training.router, state, g);
     if (ready) attention_[l].sum_shared_heads(c, gradients_.layers[l].attention);
     report_ready(fmt::format("layers.{}.", layer), ready);
@@ -233,6 +249,9 @@ void Model::chunk_backward(Context& c, const Chunk& chunk, const MicrobatchTrain
   }
   // 1. The embedding, or back to the stage before.
   if (chunk.begins) {
+    span.reset();
+    if (state.borrows) gradient_memory_->clear_embedding(ops_);
+    span.emplace(SpanKind::phase, "backward");
     embedding_.backward(c, batch, g, gradients_.embedding);
     if (!shares_embedding()) report_ready("embedding", ready);
   } else {
@@ -257,6 +276,8 @@ MicrobatchLosses Model::forward_backward(std::span<const Microbatch> batches, co
   for (const Microbatch& batch : batches) sums.tokens += predicted_tokens(batch);
   const int size = stages().size(), stage = stages().rank(), chunks = pipeline_.virtual_stages;
   const auto count = std::ssize(batches);
+  const bool borrows = training.fresh_gradients && count == 1 && gradient_memory_;
+  if (training.fresh_gradients && !borrows) clear_gradients();
   const std::int64_t promised = dropcycle::most_alive(pipeline_.schedule, size, count, chunks, stage);
   for (const PipelineStep& step : pipeline_steps(pipeline_.schedule, size, count, chunks, stage)) {
     const Chunk& chunk = chunks_[static_cast<std::size_t>(step.chunk)];
@@ -266,6 +287,7 @@ MicrobatchLosses Model::forward_backward(std::span<const Microbatch> batches, co
     Context c = context(state, training.recompute);
     if (training.overlap_dispatch && groups_[GroupKind::ep].size() > 1) c.dispatch_parts = kDispatchParts;
     if (forward) {
+      state.borrows = borrows;
       const Span span(SpanKind::phase, "forward");
       chunk_forward(c, chunk, batch, training.router, state);
     } else {
@@ -328,7 +350,7 @@ std::string Model::first_non_finite(const Microbatch& batch) {
   };
   for (const Chunk& chunk : chunks_) {
     Alive& state = acquire(0, 0, 1);
-    Context c = context(state, Recompute::none);
+    Context c = context(state, Recompute::full);
     chunk_forward(c, chunk, batch, {}, state, look);
     if (chunk.ends) {
       const Tensor losses = c.saved.tensor(c.acc(), {batch.tokens_count()});

@@ -52,6 +52,16 @@ void add_state(StagePlan& stage, const PlanSizes& s, const Numbers& n, const Con
   stage.packed = options.packed_weights ? 2 * s.c * n.matrices : 0;
 }
 
+// With one microbatch in one chunk.
+std::optional<GradientLoan> loan_of(const PlanSizes& s, const std::vector<Chunk>& chunks, std::int64_t microbatches,
+                                    bool tied) {
+  if (chunks.size() > 1 || microbatches > 1) return std::nullopt;
+  const Chunk& all = chunks.front();
+  const Numbers layer = numbers_of(s, {{.first = 0, .last = 1, .begins = false, .ends = false}}, tied, true);
+  const double before = all.begins && !(all.ends && tied) ? s.vocab * s.hidden : 0;
+  return GradientLoan{.first = before * s.a, .dense = layer.dense * s.a, .expert = layer.expert * s.a};
+}
+
 }  // namespace
 
 PlanSizes plan_sizes(const Config& config, const Topology& topology, const PlanOptions& options, double load) {
@@ -126,7 +136,8 @@ Plan make_plan(const Config& config, int ranks, const PlanOptions& options) {
     for (const Chunk& chunk : chunks) made.layers += chunk.last - chunk.first;
     made.alive = most_alive(pipeline.schedule, l.pp, plan.microbatches, pipeline.virtual_stages, stage);
     add_state(made, s, numbers, config, topology, options);
-    add_activations(made, s, of_layer, chunks, l.pp);
+    add_activations(made, s, of_layer, chunks, l.pp,
+                    loan_of(s, chunks, plan.microbatches, config.model.tie_embeddings));
     plan.stages.push_back(made);
 
     const Groups groups = Groups::planned(topology, topology.rank_of(0, 0, 0, stage));

@@ -1,16 +1,41 @@
 // The memory of a stage's forward and backward: each function takes and gives back what its layer does, in its order.
 #include <algorithm>
+#include <array>
+#include <cmath>
 
 #include "dropcycle/layers/lm_head.hpp"
+#include "dropcycle/model/gradient_memory.hpp"
 #include "plan_sizes.hpp"
 
 namespace dropcycle {
 namespace {
 
-// An arena without memory.
+// An arena without memory. What was lent comes first, as in Arena.
 struct Ledger {
   double used = 0, peak = 0;
-  void take(double bytes) { peak = std::max(peak, used += bytes); }
+  struct Lent {
+    double size = 0, used = 0;
+  };
+  std::array<Lent, Arena::kLenders> lent;
+  void take(double bytes) {
+    const double rounded = std::ceil(bytes / kAlignment) * kAlignment;
+    for (Lent& part : lent) {
+      if (part.used + rounded > part.size) continue;
+      part.used += rounded;
+      return;
+    }
+    peak = std::max(peak, used += bytes);
+  }
+  void borrow(Lender lender, double bytes) { lent[static_cast<std::size_t>(lender)].size = bytes; }
+
+ private:
+  static constexpr double kAlignment = 256;
+};
+
+// What backward reads.
+struct Kept {
+  Ledger saved, routed;
+  double peak() const { return saved.peak + routed.peak; }
 };
 
 class LedgerScope {
@@ -27,35 +52,45 @@ class LedgerScope {
 
 class Activations {
  public:
+  using Lent = GradientLoan;
   explicit Activations(const PlanSizes& sizes) : s(sizes), selective(sizes.recompute == "selective") {}
 
-  void chunk_forward(const Chunk& chunk, Ledger& saved, bool full) {
+  // lent: what gradients lend to the first layer, by a lender; each layer lends its own to the next.
+  void chunk_forward(const Chunk& chunk, Kept& kept, bool full, const Lent* lent) {
+    Ledger& saved = kept.saved;
     saved.take(s.t * s.hidden * s.a);
     if (chunk.begins) embedding();
     saved.take(s.t * s.hidden * s.a);  // delta
     for (std::int64_t layer = chunk.first; layer < chunk.last; ++layer) {
+      if (lent) lend(*lent, static_cast<double>(layer - chunk.first), kept);
       if (full) {
         const LedgerScope scope(recompute);
-        layer_forward(recompute, false);
+        layer_forward(recompute, recompute, false);
         saved.take(s.t * s.hidden * s.a);
       } else {
-        layer_forward(saved, layer > chunk.first);
+        layer_forward(saved, experts_alone() ? saved : kept.routed, layer > chunk.first);
       }
     }
-    if (chunk.ends) saved.take(s.t * (s.hidden * (s.c + (full ? 0 : s.a)) + s.a));
+    if (!chunk.ends) return;
+    if (!full) saved.take(s.t * s.hidden * s.a);
+    saved.take(s.t * s.a);
+    saved.take(s.t * s.hidden * s.c);
   }
-  void chunk_backward(const Chunk& chunk, Ledger& saved, bool alone) {
+  void chunk_backward(const Chunk& chunk, Kept& kept, bool alone) {
     const bool full = s.recompute == "full";
+    Ledger& saved = kept.saved;
+    for (const Lender lender : {Lender::dense, Lender::expert}) saved.borrow(lender, 0);
     if (alone) saved.take(s.t * s.hidden * s.a);
     if (chunk.ends) {
-      saved.take(s.g * s.a + s.t * s.hidden * s.a);
+      saved.take(s.g * s.a);
+      saved.take(s.t * s.hidden * s.a);
       head(true);
     }
     {
       const LedgerScope scope(recompute);
       if (full) {
         recompute.take(s.t * s.hidden * s.a);
-        layer_forward(recompute, false);
+        layer_forward(recompute, recompute, false);
       }
       s.moe ? moe_backward() : mlp_backward();
       attention_backward();
@@ -88,7 +123,8 @@ class Activations {
     scratch.take(s.g * columns * s.a);
   }
   void norm_forward(Ledger& saved, bool has_delta) {
-    saved.take((has_delta ? s.t * s.hidden * s.a : 0) + s.t * s.a);
+    if (has_delta) saved.take(s.t * s.hidden * s.a);
+    saved.take(s.t * s.a);
     (selective ? scratch : saved).take(s.t * s.hidden * s.c);
   }
   void norm_output() {
@@ -99,9 +135,13 @@ class Activations {
     if (s.tp == 1) return;
     scratch.take(s.g * 4 + s.g * s.hidden * s.a);
   }
-  void layer_forward(Ledger& saved, bool has_delta) {
+  void layer_forward(Ledger& saved, Ledger& routed, bool has_delta) {
     attention_forward(saved, has_delta);
-    s.moe ? moe_forward(saved) : mlp_forward(saved);
+    s.moe ? moe_forward(saved, routed) : mlp_forward(saved);
+  }
+  void lend(const Lent& lent, double layers, Kept& kept) const {
+    kept.saved.borrow(Lender::dense, lent.first + layers * lent.dense);
+    (experts_alone() ? kept.saved : kept.routed).borrow(Lender::expert, layers * lent.expert);
   }
 
   void gather_keys() {
@@ -115,7 +155,8 @@ class Activations {
     norm_forward(saved, has_delta);
     saved.take(s.g * (s.q + 2 * s.kv) * s.c);
     gather(s.hidden * s.c);
-    saved.take(s.g * (s.q * s.c + s.heads * s.a));
+    saved.take(s.g * s.q * s.c);
+    saved.take(s.g * s.heads * s.a);
     {
       const LedgerScope keys(scratch);
       gather_keys();
@@ -185,7 +226,7 @@ class Activations {
     }
     if (s.ep > 1) arena.take(s.t * s.chosen / s.parts * s.hidden * s.c);
   }
-  void moe_forward(Ledger& saved) {
+  void moe_forward(Ledger& saved, Ledger& routed) {
     const LedgerScope scope(scratch);
     norm_forward(saved, true);
     if (s.jitter) saved.take(s.t * s.hidden * s.c);
@@ -193,20 +234,24 @@ class Activations {
       const LedgerScope router(scratch);
       scratch.take(s.t * s.experts * s.a);
     }
-    saved.take(s.t * (s.chosen * (4 + s.a) + s.experts * s.a + s.a));
-    saved.take(s.t * s.chosen * 8 + (experts_alone() ? 0 : 8 * s.m));
-    (experts_alone() && !selective ? saved : scratch).take(s.t * s.chosen * s.hidden * s.c);
+    for (const double columns : {s.chosen * 4, s.chosen * s.a, s.experts * s.a, s.a}) saved.take(s.t * columns);
+    saved.take(s.experts * s.a);
+    for (int part = 0; part < s.parts; ++part) {
+      for (int i = 0; i < 2; ++i) saved.take(s.t * s.chosen * 4 / s.parts);
+      for (int i = 0; i < 2 && !experts_alone(); ++i) routed.take(s.m * 4 / s.parts);
+    }
+    (experts_alone() && !selective ? routed : scratch).take(s.t * s.chosen * s.hidden * s.c);
     for (int part = 0; part < s.parts; ++part) send();
     for (int part = 0; part < s.parts; ++part) {
-      receive(saved);
+      receive(routed);
       const double m = s.m / s.parts;
-      (experts_alone() ? saved : scratch).take(m * s.hidden * partial());
-      saved.take(m * 2 * s.expert_width * s.c);
+      (experts_alone() ? routed : scratch).take(m * s.hidden * partial());
+      routed.take(m * 2 * s.expert_width * s.c);
       {
         const LedgerScope experts(scratch);
-        (selective ? scratch : saved).take(m * s.expert_width * s.c);
+        (selective ? scratch : routed).take(m * s.expert_width * s.c);
       }
-      send_back(saved);
+      send_back(routed);
     }
   }
   void moe_backward() {
@@ -236,12 +281,12 @@ class Activations {
 }  // namespace
 
 void add_activations(StagePlan& stage, const PlanSizes& of_chunk, const PlanSizes& of_layer,
-                     const std::vector<Chunk>& chunks, int stages) {
+                     const std::vector<Chunk>& chunks, int stages, const std::optional<GradientLoan>& lent) {
   const auto train = [&](Activations& activations, const Chunk& chunk) {
-    Ledger saved;
-    activations.chunk_forward(chunk, saved, of_layer.recompute == "full");
-    activations.chunk_backward(chunk, saved, chunk.begins && chunk.ends);
-    return saved.peak;
+    Kept kept;
+    activations.chunk_forward(chunk, kept, of_layer.recompute == "full", lent ? &*lent : nullptr);
+    activations.chunk_backward(chunk, kept, chunk.begins && chunk.ends);
+    return kept.peak();
   };
   PlanSizes of_evaluation = of_layer;
   of_evaluation.parts = 1;
@@ -250,9 +295,10 @@ void add_activations(StagePlan& stage, const PlanSizes& of_chunk, const PlanSize
     stage.saved = std::max(stage.saved, train(keeping, chunk));
     train(training, chunk);
     if (!of_layer.evaluates) continue;
-    Ledger saved;
-    evaluation.chunk_forward(chunk, saved, true);
+    Kept kept;
+    evaluation.chunk_forward(chunk, kept, true, nullptr);
     if (chunk.ends) evaluation.head(false);
+    stage.saved = std::max(stage.saved, kept.peak());
   }
   const double travelling = stages > 1 ? kGradientBuffers * of_layer.t * of_layer.hidden * of_layer.a : 0;
   stage.scratch = std::max(training.scratch.peak, evaluation.scratch.peak) +

@@ -1,6 +1,7 @@
 // Sizes on one rank, as plan.hpp names them.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,8 +28,13 @@ struct PlanSizes {
 // For experts whose rows are `load` times what an even router gives them.
 PlanSizes plan_sizes(const Config& config, const Topology& topology, const PlanOptions& options, double load);
 
+// Bytes of gradients in which activations may lie (GradientMemory): before the first layer's, and of each layer.
+struct GradientLoan {
+  double first = 0, dense = 0, expert = 0;
+};
+
 // Fills saved and scratch, each with the sizes that the experts' load of it gives.
 void add_activations(StagePlan& stage, const PlanSizes& of_chunk, const PlanSizes& of_layer,
-                     const std::vector<Chunk>& chunks, int stages);
+                     const std::vector<Chunk>& chunks, int stages, const std::optional<GradientLoan>& lent);
 
 }  // namespace dropcycle

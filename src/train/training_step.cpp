@@ -76,6 +76,7 @@ MicrobatchTraining TrainingStep::microbatch_training(std::int64_t step, std::int
                      .seed = t.seed,
                      .step = static_cast<std::uint64_t>(step)},
           .recompute = parse_recompute(t.recompute),
+          .fresh_gradients = true,
           .overlap_dispatch = config_.parallel.overlap_dispatch};
 }
 
@@ -87,11 +88,6 @@ double TrainingStep::count_tokens(const std::vector<Batch>& microbatches) const 
   }
   groups_[GroupKind::dense_gradient].sum({&tokens, 1});
   return tokens;
-}
-
-void TrainingStep::clear_gradients() {
-  const Span span(SpanKind::phase, "clear gradients");
-  for (const GradientGroup group : kGradientGroups) model_.ops().fill_zero(model_.parameters().gradients(group));
 }
 
 void TrainingStep::finish_gradients() {
@@ -107,7 +103,6 @@ StepResult TrainingStep::run(std::int64_t step, const std::vector<Batch>& microb
   const double tokens = count_tokens(microbatches);
   const MicrobatchTraining training = microbatch_training(step, static_cast<std::int64_t>(tokens));
   // 2. Forward and backward; the last microbatch's gradients travel as they become final.
-  clear_gradients();
   std::vector<Microbatch> batches;
   for (const Batch& batch : microbatches) {
     batches.push_back(view(batch, config_.train.micro_batch, config_.data.sequence_length, reset));

@@ -1,6 +1,7 @@
 // Memory: aligned buffers, and arenas from which layers take their activations.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -43,7 +44,8 @@ class OwnedTensor {
 };
 
 // Bump allocator. It grows by whole blocks while a step is new to it; reset() merges the blocks into one, so that a
-// repeated step allocates nothing. Contents of fresh tensors are unspecified.
+// repeated step allocates nothing. Where memory of others was lent to it, tensors lie there first. Contents of fresh
+// tensors are unspecified.
 class Arena {
  public:
   explicit Arena(Device& device = host_device()) : device_(device) {}
@@ -59,8 +61,13 @@ class Arena {
   T* array(std::int64_t count) {
     return static_cast<T*>(allocate(count * static_cast<std::int64_t>(sizeof(T))));
   }
-  // Forgets all tensors and keeps the memory.
+  // Until reset(), tensors may lie in the first size_bytes of `memory`. A lender may lend the same memory again, more
+  // of it or, for no further tensors, none.
+  void borrow(std::size_t lender, std::byte* memory, std::int64_t size_bytes);
+  static constexpr std::size_t kLenders = 2;
+  // Forgets all tensors, gives back what was lent and keeps its own memory.
   void reset();
+  // Of its own memory.
   std::int64_t used_bytes() const;
   std::int64_t peak_bytes() const { return peak_bytes_; }
   // Number of times that memory was asked from the system: constant once the steps are alike.
@@ -72,7 +79,12 @@ class Arena {
     Buffer memory;
     std::int64_t used = 0;
   };
+  struct Lent {
+    std::byte* memory = nullptr;
+    std::int64_t size = 0, used = 0;
+  };
   Device& device_;
+  std::array<Lent, kLenders> lent_;
   std::vector<Block> blocks_;
   std::size_t current_ = 0;
   std::int64_t peak_bytes_ = 0;
@@ -102,6 +114,7 @@ class ArenaMark {
   Arena& arena_;
   std::size_t block_;
   std::int64_t used_;
+  std::array<Arena::Lent, Arena::kLenders> lent_;
 };
 
 // Gives back at the end of the scope what was taken from the arena inside it.

@@ -48,7 +48,8 @@ struct Context {
   Ops& ops;
   const Groups& groups;
   Arena& saved;           // what backward reads; lives as long as the microbatch
-  Arena& routed;          // as `saved`, for sizes that the router decides: `saved` is laid out alike in every step
+  Arena& routed;          // as `saved`, for sizes that the router decides: `saved` is laid out alike in every step;
+                          // where all experts are here, so are these, and it may be `saved` itself
   Arena& scratch;         // given back when the function returns
   DType compute;          // type of weights and activations
   std::uint64_t version;  // of the weights (see Weight)

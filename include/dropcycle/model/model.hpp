@@ -4,6 +4,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "dropcycle/layers/lm_head.hpp"
 #include "dropcycle/layers/mlp.hpp"
 #include "dropcycle/layers/moe/moe.hpp"
+#include "dropcycle/model/gradient_memory.hpp"
 #include "dropcycle/model/parameter_store.hpp"
 #include "dropcycle/model/pipeline.hpp"
 
@@ -37,6 +39,7 @@ struct MicrobatchTraining {
   double token_scale = 1;  // 1 / predicted tokens of the global batch: the one place where the loss is averaged
   RouterTraining router;
   Recompute recompute = Recompute::none;
+  bool fresh_gradients = false;   // gradients = instead of +=; with one microbatch and chunk, as GradientMemory
   bool overlap_dispatch = false;  // with EP > 1: half of the rows travel while the other half's experts compute
 };
 
@@ -77,8 +80,9 @@ class Model {
   // Called as backward finishes gradients, from the last layers of a chunk to the first; every range once.
   using GradientsReady = std::function<void(const FlatRange&)>;
   // Forward and backward of all microbatches in the order of the pipeline's schedule (without pipeline: one after
-  // another); gradients +=. `ready` belongs to the last backward of each chunk. Collective over ep and pp. The two
-  // copies of tied embeddings of a pipeline get the sum of both gradients: there the gradients must be zero before.
+  // another); gradients +=, or = where they are fresh. `ready` belongs to the last backward of each chunk. Collective
+  // over ep and pp. The two copies of tied embeddings of a pipeline get the sum of both gradients: there the gradients
+  // must be fresh or zero before.
   MicrobatchLosses forward_backward(std::span<const Microbatch> batches, const MicrobatchTraining& training,
                                     const GradientsReady& ready = {});
   MicrobatchLosses forward_backward(const Microbatch& batch, const MicrobatchTraining& training,
@@ -119,6 +123,7 @@ class Model {
     explicit Alive(Device& device) : saved(device), routed(device) {}
     void reset() { saved.reset(), routed.reset(); }
     bool in_use = false;
+    bool borrows = false;  // the memory of gradients
     std::int64_t microbatch = 0;
     int chunk = 0;
     Arena saved, routed;
@@ -169,6 +174,8 @@ class Model {
   Alive& find(std::int64_t microbatch, int chunk);
   void release(Alive& state);
   TravellingGradient& next_gradient();
+  Arena& routed(Alive& state) const;
+  void clear_gradients();
   // Lets what was sent make progress while this stage computes.
   void progress();
   Context context(Alive& state, Recompute recompute);
@@ -202,6 +209,7 @@ class Model {
   Embedding embedding_;
   LmHead head_;
   ParameterStore store_;
+  std::optional<GradientMemory> gradient_memory_;  // of a single chunk
   std::vector<ArrivingWeights> arriving_;
   ModelParameters<Tensor> weights_, gradients_;
   std::vector<std::unique_ptr<Alive>> alive_;

@@ -42,8 +42,7 @@ class TrainingStep {
   GradientBuckets make_buckets(GradientGroup group) const;
   std::int64_t global_microbatches() const;
   double count_tokens(const std::vector<Batch>& microbatches) const;  // predicted ones, of all ranks
-  void clear_gradients();
-  void finish_gradients();  // waits for the sums over replicas
+  void finish_gradients();                                            // waits for the sums over replicas
   MicrobatchTraining microbatch_training(std::int64_t step, std::int64_t global_tokens) const;
   // Sums over dp (dp × cp where each rank knows of its own tokens) and the stages.
   StepResult reduce(const MicrobatchLosses& losses, std::int64_t tokens) const;
