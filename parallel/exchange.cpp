@@ -124,6 +124,7 @@ class ExchangeRequest final : public Request {
         return add_in_rank_order<std::int32_t>(pieces, own_.data, own_.elements());
       case DType::bf16:
       case DType::f16:
+      case DType::i16:
         break;
     }
     fail(Status::internal, "a reduction of {}: expected f64, f32 or i32", name(x_.dtype));

@@ -26,6 +26,7 @@ MPI_Datatype summable_type(DType dtype) {
       return MPI_INT32_T;
     case DType::bf16:
     case DType::f16:
+    case DType::i16:
       break;
   }
   fail(Status::internal, "a reduction of {}: expected f64, f32 or i32", name(dtype));

@@ -164,6 +164,8 @@ hid_t hdf5_type(DType dtype) {
       return f16;
     case DType::i32:
       return H5T_STD_I32LE;
+    case DType::i16:
+      return H5T_STD_I16LE;
   }
   return H5T_IEEE_F32LE;
 }

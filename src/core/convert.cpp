@@ -51,6 +51,7 @@ template <class From>
     case DType::f16:
       return convert_all<From, F16>(from, to, count);
     case DType::i32:
+    case DType::i16:
       break;
   }
   fail(Status::internal, "floating-point numbers can't be converted to integers");
@@ -68,6 +69,7 @@ void convert_differing(const void* from, DType from_type, void* to, DType to_typ
     case DType::f16:
       return convert_from<F16>(from, to, to_type, count);
     case DType::i32:
+    case DType::i16:
       break;
   }
   fail(Status::internal, "integers can't be converted to floating-point numbers");

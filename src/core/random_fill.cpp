@@ -176,6 +176,7 @@ void RandomStream::fill_normal(Tensor out, std::uint64_t first, double mean, dou
     case DType::f16:
       return fill(out.as<F16>(), [](double x) { return F16(static_cast<float>(x)); });
     case DType::i32:
+    case DType::i16:
       fail(Status::internal, "normal numbers can't be drawn into integers");
   }
 }

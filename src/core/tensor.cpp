@@ -18,6 +18,8 @@ std::string_view name(DType dtype) {
       return "i32";
     case DType::f16:
       return "f16";
+    case DType::i16:
+      return "i16";
   }
   return "unknown";
 }

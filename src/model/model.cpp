@@ -128,13 +128,7 @@ Model::Model(const ModelConfig& config, const Groups& groups, Ops& ops, DType co
 }
 
 void Model::weights_changed() {
-  for (const GradientGroup group : kGradientGroups) {
-    if (!store_.has_separate_masters(group)) continue;
-    for (const KeptRange& kept : store_.kept(group)) {
-      ops_.convert(store_.master(group, kept, kept.first, kept.last),
-                   store_.weights(group).rows(kept.first, kept.last - kept.first));
-    }
-  }
+  store_.split_masters(ops_);
   weights_updated();
   wait_for_weights({});
 }

@@ -89,7 +89,9 @@ void ParameterStore::allocate(GradientGroup group, const Replica& replica, Devic
   flat.kept = shards_.optimizer ? flat.owned : std::vector<KeptRange>{{0, flat.elements, 0}};
   flat.weight = OwnedTensor(type, {flat.elements}, device);
   flat.gradient = OwnedTensor(acc, {flat.elements}, device);
-  if (type != acc) flat.master = OwnedTensor(acc, {kept_elements(group)}, device);
+  if (type == acc) return;
+  require(type == DType::bf16, "masters of {} weights", name(type));
+  flat.low = OwnedTensor(DType::i16, {kept_elements(group)}, device);
 }
 
 std::int64_t ParameterStore::kept_elements(GradientGroup group) const {
@@ -118,8 +120,8 @@ FlatRange ParameterStore::range_of(const std::string& prefix, GradientGroup grou
 Tensor ParameterStore::master(GradientGroup group, const KeptRange& range, std::int64_t first,
                               std::int64_t last) const {
   const Flat& flat = flats_[group];
-  return has_separate_masters(group) ? flat.master.view().rows(range.at + first - range.first, last - first)
-                                     : flat.weight.view().rows(first, last - first);
+  return in_halves(group) ? flat.low.view().rows(range.at + first - range.first, last - first)
+                          : flat.weight.view().rows(first, last - first);
 }
 
 const ParameterSpec& ParameterStore::block_start(const std::string& first_name, const Shape& shape,
@@ -181,8 +183,8 @@ std::vector<ShardedTensor> ParameterStore::sharded(const PerGroup<Tensor>& flats
 }
 
 std::vector<ShardedTensor> ParameterStore::sharded_masters(const PerGroup<bool>& writes) const {
-  return kept_parts(writes, [&](GradientGroup group, const KeptRange& kept, std::int64_t first, std::int64_t last) {
-    return master(group, kept, first, last);
+  return kept_parts(writes, [&](GradientGroup group, const KeptRange&, std::int64_t first, std::int64_t last) {
+    return (in_halves(group) ? gradients(group) : weights(group)).rows(first, last - first);
   });
 }
 
@@ -202,16 +204,39 @@ std::vector<ShardedTensor> ParameterStore::sharded_gradients() const {
   return parts;
 }
 
+void ParameterStore::join_masters(Ops& ops) const {
+  for (const GradientGroup group : kGradientGroups) {
+    if (!in_halves(group)) continue;
+    for (const KeptRange& range : kept(group)) {
+      const std::int64_t count = range.last - range.first;
+      ops.join_masters(weights(group).rows(range.first, count), master(group, range, range.first, range.last),
+                       gradients(group).rows(range.first, count));
+    }
+  }
+}
+
+void ParameterStore::split_masters(Ops& ops) {
+  for (const GradientGroup group : kGradientGroups) {
+    if (!in_halves(group)) continue;
+    for (const KeptRange& range : kept(group)) {
+      const std::int64_t count = range.last - range.first;
+      ops.split_masters(gradients(group).rows(range.first, count), weights(group).rows(range.first, count),
+                        master(group, range, range.first, range.last));
+    }
+    ops.fill_zero(gradients(group));
+  }
+}
+
 void ParameterStore::take_weights_from_gradients(Ops& ops) {
   for (const GradientGroup group : kGradientGroups) {
-    const Tensor from = gradients(group);
-    for (const KeptRange& range : kept(group)) {
-      if (!has_separate_masters(group)) break;
-      ops.convert(from.rows(range.first, range.last - range.first), master(group, range, range.first, range.last));
+    if (in_halves(group)) {
+      ops.split_masters(gradients(group), weights(group), {});  // those too of which others keep the masters
+    } else {
+      ops.convert(gradients(group), weights(group));
+      ops.fill_zero(gradients(group));
     }
-    ops.convert(from, weights(group));
-    ops.fill_zero(from);
   }
+  split_masters(ops);
   advance_version();
 }
 
@@ -220,7 +245,7 @@ std::int64_t ParameterStore::bytes() const {
   for (const GradientGroup group : kGradientGroups) {
     const Flat& flat = flats_[group];
     sum += flat.weight.view().bytes() + flat.gradient.view().bytes();
-    if (has_separate_masters(group)) sum += flat.master.view().bytes();
+    if (in_halves(group)) sum += flat.low.view().bytes();
   }
   return sum;
 }

@@ -32,6 +32,7 @@ bool is_finite(const Tensor& x) {
       return std::all_of(x.as<F16>(), x.as<F16>() + x.elements(),
                          [](F16 v) { return std::isfinite(static_cast<float>(v)); });
     case DType::i32:
+    case DType::i16:
       return true;
   }
   return false;

@@ -47,7 +47,7 @@ void add_state(StagePlan& stage, const PlanSizes& s, const Numbers& n, const Con
   stage.parameters = n.dense + n.replicated + n.expert;
   stage.weights = (n.dense + n.expert) * s.c + n.replicated * s.a;
   stage.gradients = stage.parameters * s.a;
-  stage.masters = s.c < s.a ? narrow * s.a : 0;
+  stage.masters = narrow * (s.a - s.c);
   stage.moments = 2 * s.a * (narrow + kept(n.replicated, topology.stage_size()));
   stage.packed = options.packed_weights ? 2 * s.c * n.matrices : 0;
 }

@@ -254,7 +254,7 @@ class Estimate {
     const double dense = stage.parameters - experts;
     const bool sharded = config_.parallel.shard_optimizer;
     const double kept = sharded ? dense / dense_ranks + experts / expert_ranks : dense + experts;
-    t.optimizer = moved(30 * kept) + 2 * moved(4 * (dense + experts));
+    t.optimizer = moved(28 * kept) + 2 * moved(4 * (dense + experts));
     const auto once = [&](Collective kind, double bytes) {
       return collective(GroupKind::dense_gradient, kind, dense * bytes) +
              collective(GroupKind::expert_gradient, kind, experts * bytes);

@@ -403,10 +403,11 @@ class Bench {
          [&](Operands& o) -> Call { return [this, a = o.acc(n), b = o.acc(n), y = o.acc(n)] { ops_.add(a, b, y); }; });
     pass("squared_norm", sizes, floats, 0,
          [&](Operands& o) -> Call { return [this, x = o.acc(n)] { ops_.squared_norm(x); }; });
-    pass("adamw", sizes, 4 * floats, 3 * floats + n[0] * size_, [&](Operands& o) -> Call {
-      return [this, g = o.acc(n), master = o.acc(n), m = o.zeros(accumulator_of(compute_), n),
-              v = o.zeros(accumulator_of(compute_), n),
-              w = o.compute(n)] { ops_.adamw({.learning_rate = 1e-4}, g, master, m, v, w); };
+    const bool halves = compute_ == DType::bf16;
+    pass("adamw", sizes, 4 * floats, 3 * floats, [&](Operands& o) -> Call {
+      return [this, g = o.acc(n), master = halves ? o.zeros(DType::i16, n) : o.acc(n),
+              m = o.zeros(accumulator_of(compute_), n), v = o.zeros(accumulator_of(compute_), n),
+              w = halves ? o.compute(n) : Tensor()] { ops_.adamw({.learning_rate = 1e-4}, g, master, m, v, w); };
     });
   }
 

@@ -41,6 +41,14 @@ class ProfiledOps final : public Ops {
     const Span span(SpanKind::operation, "fill_zero");
     inner_->fill_zero(x);
   }
+  void split_masters(const Tensor& masters, const Tensor& weight, const Tensor& low) override {
+    const Span span(SpanKind::operation, "split_masters");
+    inner_->split_masters(masters, weight, low);
+  }
+  void join_masters(const Tensor& weight, const Tensor& low, const Tensor& masters) override {
+    const Span span(SpanKind::operation, "join_masters");
+    inner_->join_masters(weight, low, masters);
+  }
   void convert(const Tensor& x, const Tensor& out) override {
     const Span span(SpanKind::operation, "convert");
     inner_->convert(x, out);

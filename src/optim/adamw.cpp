@@ -95,7 +95,7 @@ void AdamW::update(std::int64_t step, double learning_rate, double gradient_scal
                           .step = step},
                          store.gradients(group).rows(first, last - first), store.master(group, kept, first, last),
                          moment(moments_[group].m), moment(moments_[group].v),
-                         store.has_separate_masters(group) ? store.weights(group).rows(first, last - first) : Tensor());
+                         store.in_halves(group) ? store.weights(group).rows(first, last - first) : Tensor());
     }
   }
   model_.weights_updated();

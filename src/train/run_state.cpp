@@ -33,6 +33,7 @@ RankGroup rank_group(const Groups& groups) {
 
 std::vector<StateTensors> state_tensors(const Model& model, const AdamW& optimizer, const Groups& groups) {
   const ParameterStore& store = model.parameters();
+  store.join_masters(model.ops());
   const auto writes = PerGroup<bool>::of([&](GradientGroup group) { return groups[replicas_of(group)].rank() == 0; });
   const auto parts = [&](auto flat_of) { return store.sharded(PerGroup<Tensor>::of(flat_of), writes); };
   return {{"weight", store.sharded_masters(writes)},

@@ -199,6 +199,7 @@ Numbers compute(const Golden& golden, Ops& ops, DType compute) {
     if (step == 1) numbers.merge(update);
     optimizer.update(step, learning_rate_at(config, kSteps, step), optimizer.clip_factor(norm));
   }
+  subject.model.parameters().join_masters(ops);
   for (const ShardedTensor& part : subject.model.parameters().sharded_masters()) {
     numbers["after/" + part.name] = to_doubles(ops, part.local);
   }

@@ -106,8 +106,8 @@ class Session {
   }
 
   void save(const std::string& output) {
-    auto state = state_tensors(model_, optimizer_, machine_.groups);
     const auto gradients = PerGroup<OwnedTensor>::of([this](GradientGroup group) { return kept_gradients(group); });
+    auto state = state_tensors(model_, optimizer_, machine_.groups);
     const auto views = PerGroup<Tensor>::of([&](GradientGroup group) { return gradients[group].view(); });
     const auto writes =
         PerGroup<bool>::of([this](GradientGroup group) { return machine_.groups[replicas_of(group)].rank() == 0; });

@@ -86,12 +86,14 @@ TEST_CASE("many rows, which are written past the caches, have the bits of few") 
                                empty(DType::bf16, kWidth), empty(DType::f32, kWidth),
                                empty(DType::bf16, kWidth), empty(DType::f32, 1),
                                empty(DType::f32, 1),       empty(DType::bf16, kWidth),
-                               empty(DType::f32, kWidth),  empty(DType::f32, kWidth),
+                               empty(DType::i16, kWidth),  empty(DType::f32, kWidth),
                                empty(DType::f32, kWidth),  empty(DType::bf16, kWidth),
                                empty(DType::bf16, kWidth), empty(DType::f32, kWidth),
                                empty(DType::f32, kWidth),  empty(DType::bf16, kWidth),
                                empty(DType::f32, 1)};
-    for (const std::size_t state : {8, 9}) std::memcpy(out[state].data, m.data, static_cast<std::size_t>(m.bytes()));
+    for (const std::size_t state : {8, 9, 11}) {
+      std::memcpy(out[state].data, state == 11 ? dy.data : m.data, static_cast<std::size_t>(out[state].bytes()));
+    }
     for (std::int64_t first = 0; first < kRows; first += some) {
       const auto of = [&](const Tensor& tensor) { return tensor.rows(first, some); };
       const auto flat = [&](const Tensor& tensor) { return of(tensor).reshaped({of(tensor).elements()}); };

@@ -1,6 +1,9 @@
 // Everything of a backend but products and attention.
 #include <array>
+#include <bit>
+#include <cmath>
 #include <cstdlib>
+#include <cstring>
 
 #include "ops_support.hpp"
 
@@ -297,19 +300,60 @@ TEST_CASE("cross-entropy over columns on three ranks is that of the whole vocabu
   }
 }
 
+TEST_CASE("masters in halves keep all their bits") {
+  constexpr std::int64_t kCount = 70001;
+  const RandomStream stream(5, Purpose::test, "masters");
+  std::vector<std::uint32_t> words = {0x00000000, 0x80000000, 0x3f808000, 0x3f818000, 0xbf808000,
+                                      0x3f807fff, 0x3f80ffff, 0x00000001, 0x807fffff, 0x7f7fffff,
+                                      0xff7fffff, 0x7f800000, 0xff800000};
+  while (std::ssize(words) < kCount) words.push_back(stream.bits(words.size()));
+  for (const std::uint32_t nan : {0x7f800001U, 0x7fffffffU, 0xffffffffU, 0x7fc00000U}) words.push_back(nan);
+  std::vector<float> values(words.size()), again(words.size());
+  std::vector<BF16> upper(words.size());
+  std::memcpy(values.data(), words.data(), words.size() * sizeof(float));
+  Run r(tested_ops(), DType::bf16, DType::f32);
+  Device& device = r.ops.device();
+  const Shape shape{std::ssize(words)};
+  const Tensor masters = r.empty(DType::f32, shape), weight = r.empty(DType::bf16, shape),
+               alone = r.empty(DType::bf16, shape), low = r.empty(DType::i16, shape);
+  device.upload(masters.data, values.data(), masters.bytes());
+  r.ops.split_masters(masters, weight, low);
+  r.ops.split_masters(masters, alone, {});
+  r.ops.fill_zero(masters);
+  r.ops.join_masters(weight, low, masters);
+  device.download(again.data(), masters.data, masters.bytes());
+  device.download(upper.data(), weight.data, weight.bytes());
+  std::int64_t wrong = 0;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (std::isnan(values[i])) {
+      wrong += !std::isnan(again[i]) || !std::isnan(static_cast<float>(upper[i]));
+      continue;
+    }
+    const std::uint32_t nearest = ((words[i] + 0x8000U) >> 16) & 0xffffU;
+    wrong += std::bit_cast<std::uint32_t>(again[i]) != words[i] || upper[i].bits != nearest;
+  }
+  CHECK(wrong == 0);
+  std::vector<BF16> same(words.size());
+  device.download(same.data(), alone.data, alone.bytes());
+  CHECK(std::memcmp(same.data(), upper.data(), words.size() * sizeof(BF16)) == 0);
+}
+
 TEST_CASE("AdamW and the squared norm") {
   for (const std::int64_t n : {1, 1003, 40000}) {
     check_against_float64("adamw", [&](Run& r) {
       const Tensor gradient = r.normal(r.acc, {n}), master = r.normal(r.acc, {n}, 0.1), m = r.normal(r.acc, {n}, 0.1);
       const Tensor v = r.given(r.acc, std::vector<double>(static_cast<std::size_t>(n), 0.01), {n});
-      const Tensor weight = r.empty(r.compute, {n});
+      const bool halves = r.compute == DType::bf16;
+      const Tensor weight = halves ? r.empty(r.compute, {n}) : Tensor();
+      const Tensor kept = halves ? r.empty(DType::i16, {n}) : master;
+      if (halves) r.ops.split_masters(master, weight, kept);
       const AdamwArguments arguments{.learning_rate = 1e-2, .weight_decay = 0.1, .gradient_scale = 0.5, .step = 3};
-      r.ops.adamw(arguments, gradient, master, m, v, weight);
-      r.ops.adamw(arguments, gradient, master, m, v, {});
+      for (int i = 0; i < 2; ++i) r.ops.adamw(arguments, gradient, kept, m, v, weight);
+      if (halves) r.ops.join_masters(weight, kept, master);
       r.output("master", master);
       r.output("m", m);
       r.output("v", v);
-      r.output("weight", weight);
+      r.output("weight", halves ? weight : master);
     });
     Run r(tested_ops(), DType::f32, DType::f32);
     const Tensor x = r.normal(DType::f32, {n});

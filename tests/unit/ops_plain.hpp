@@ -408,7 +408,10 @@ class PlainOps : public ReferenceOps {
   void adamw(const AdamwArguments& a, const Tensor& gradient, const Tensor& master, const Tensor& m, const Tensor& v,
              const Tensor& weight) override {
     const auto g = read(gradient);
-    auto p = read(master), first = read(m), second = read(v);
+    const OwnedTensor joined(DType::f32, weight ? master.shape : Shape{0});
+    if (weight) join_masters(weight, master, joined);
+    const Tensor whole = weight ? joined.view() : master;
+    auto p = read(whole), first = read(m), second = read(v);
     const auto b1 = static_cast<float>(a.beta1), b2 = static_cast<float>(a.beta2), step = static_cast<float>(a.step);
     for (std::size_t i = 0; i < p.size(); ++i) {
       const float value = static_cast<float>(a.gradient_scale) * g[i];
@@ -418,10 +421,10 @@ class PlainOps : public ReferenceOps {
       p[i] -= static_cast<float>(a.learning_rate) *
               (m_hat / (std::sqrt(v_hat) + static_cast<float>(a.epsilon)) + static_cast<float>(a.weight_decay) * p[i]);
     }
-    write(p, master);
+    write(p, whole);
     write(first, m);
     write(second, v);
-    if (weight) write(p, weight);
+    if (weight) split_masters(whole, weight, master);
   }
 };
 

@@ -7,8 +7,8 @@
 
 namespace dropcycle {
 
-// f16 is a type of storage only: files hold it, nothing computes with it.
-enum class DType : std::uint8_t { f64, f32, bf16, i32, f16 };
+// f16 is a type of storage only: files hold it, nothing computes with it. i16: what bf16 leaves of a float (below).
+enum class DType : std::uint8_t { f64, f32, bf16, i32, f16, i16 };
 
 // bfloat16: the upper half of an IEEE binary32.
 struct BF16 {
@@ -68,6 +68,7 @@ constexpr std::int64_t size_bytes(DType dtype) {
       return 4;
     case DType::bf16:
     case DType::f16:
+    case DType::i16:
       return 2;
     case DType::i32:
       return 4;
@@ -75,7 +76,7 @@ constexpr std::int64_t size_bytes(DType dtype) {
   return 0;
 }
 
-// "f64", "f32", "bf16", "i32", "f16".
+// "f64", "f32", "bf16", "i32", "f16", "i16".
 std::string_view name(DType dtype);
 // The inverse of name(); throws Error{usage} for anything else.
 DType parse_dtype(std::string_view text);
@@ -101,6 +102,29 @@ struct DTypeOf<F16> {
 template <>
 struct DTypeOf<std::int32_t> {
   static constexpr DType value = DType::i32;
+};
+template <>
+struct DTypeOf<std::int16_t> {
+  static constexpr DType value = DType::i16;
+};
+
+// A master weight in two halves, with all its bits: bits(master) = 2^16 bits(weight) + low. So the weight is the master
+// rounded to nearest, ties away from zero, and nothing is kept twice. NaN stays NaN, without its lower bits.
+struct MasterHalves {
+  BF16 weight;
+  std::int16_t low = 0;
+
+  explicit MasterHalves(float master) {
+    std::uint32_t word = std::bit_cast<std::uint32_t>(master);
+    if ((word & 0x7fffffffU) > 0x7f800000U) word = (word & 0xffff0000U) | 0x400000U;
+    low = static_cast<std::int16_t>(word & 0xffffU);
+    weight.bits = static_cast<std::uint16_t>((word + 0x8000U) >> 16);
+  }
+  MasterHalves(BF16 weight_, std::int16_t low_) : weight(weight_), low(low_) {}
+  float master() const {
+    const auto rest = static_cast<std::uint32_t>(static_cast<std::int32_t>(low));
+    return std::bit_cast<float>((static_cast<std::uint32_t>(weight.bits) << 16) + rest);
+  }
 };
 
 // The type of statistics, gradients and optimizer state that goes with weights and activations of type `compute`:

@@ -68,7 +68,8 @@ class Model {
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
   Ops& ops() const { return ops_; }
-  // Makes the compute weights from the masters and invalidates packed copies. Collective over the replicas.
+  // sharded_masters() were written: makes the weights from them and invalidates packed copies; gradients of bf16
+  // weights become 0. Collective over the replicas.
   void weights_changed();
   // What this rank keeps of the weights was updated: invalidates packed copies and, under a sharded optimizer, starts
   // to gather the weights from their owners, bucket after bucket, in the order of forward. Forward waits for each

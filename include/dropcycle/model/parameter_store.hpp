@@ -1,6 +1,7 @@
 // All parameters of one rank in flat arrays on the model's device, one set per gradient group: weights (compute; acc
-// where norms and routers stand, in `replicated`), gradients (acc) and masters (acc). Where weights are acc they are
-// the masters. The optimizer and the gradient reduction see flat arrays; layers see views.
+// where norms and routers stand, in `replicated`), gradients (acc) and masters. Where weights are acc they are the
+// masters; a bf16 weight is the upper half of its f32 master (MasterHalves), and the lower half (i16) is kept beside
+// it. The optimizer and the gradient reduction see flat arrays; layers see views.
 //
 // Each array is cut into buckets, and each replica of it owns one piece of every bucket (piece_of). With a sharded
 // optimizer (ZeRO-1, Rajbhandari et al., 2020) a rank keeps masters and moments of what it owns, else of everything.
@@ -67,21 +68,24 @@ class ParameterStore {
   // What this rank has masters of, and how many elements these are.
   const std::vector<KeptRange>& kept(GradientGroup group) const { return flats_[group].kept; }
   std::int64_t kept_elements(GradientGroup group) const;
-  // Master of elements [first, last) of what `range` keeps.
+  // Of elements [first, last) of what `range` keeps: the masters, or in_halves() their lower halves.
   Tensor master(GradientGroup group, const KeptRange& range, std::int64_t first, std::int64_t last) const;
-  bool has_separate_masters(GradientGroup group) const { return flats_[group].master.view().data != nullptr; }
+  bool in_halves(GradientGroup group) const { return flats_[group].low.view().data != nullptr; }
 
   // View of a whole block (or of a parameter that is its own block) under the name of its first parameter.
   Tensor weight(const std::string& first_name, const Shape& shape) const;
   Tensor gradient(const std::string& first_name, const Shape& shape) const;
 
   // What this rank keeps of every parameter, with its places in the global tensor: a range of a matrix is up to three
-  // rectangles. `flats` are arrays of kept_elements(); without, the masters. A part's `writer` is writes[group] (under
+  // rectangles. `flats` are arrays of kept_elements(). A part's `writer` is writes[group] (under
   // a sharded optimizer true), but false where another rank owns the parameter or nothing is in it.
   std::vector<ShardedTensor> sharded(const PerGroup<Tensor>& flats, const PerGroup<bool>& writes) const;
+  // The masters; those in halves lie whole in the gradients' memory: join_masters() puts them there, and
+  // split_masters() takes them from there and zeroes the gradients. Without `writes` all, for readers.
   std::vector<ShardedTensor> sharded_masters(const PerGroup<bool>& writes) const;
-  // All masters here, for readers.
   std::vector<ShardedTensor> sharded_masters() const;
+  void join_masters(Ops& ops) const;
+  void split_masters(Ops& ops);
   // This rank's whole part of every parameter's gradient, one for each of specs().
   std::vector<ShardedTensor> sharded_gradients() const;
   // Weights that were put together in the gradients become masters and weights; the gradients become 0. What needs the
@@ -97,7 +101,7 @@ class ParameterStore {
 
  private:
   struct Flat {
-    OwnedTensor weight, gradient, master;  // the last of what is kept; none where the weights are the masters
+    OwnedTensor weight, gradient, low;  // the last of what is kept; none where the weights are the masters
     std::int64_t elements = 0;
     std::vector<Piece> buckets;
     std::vector<KeptRange> owned, kept;

@@ -7,10 +7,10 @@
 //
 // State, in numbers: of a layer H (2q + 2kv) + 2H, and 3 H F' (dense) or E H + 3 E' H F" (MoE); V' H of embedding and
 // of head (once where tied on one stage); H of the last norm.
-//   weights c (a for norms and routers), gradients a, masters a (none where c = a: the weights are the masters),
-//   moments 2a. A sharded optimizer keeps 1/n of masters and moments, n the replicas: dense CP DP, norms and routers
-//   TP CP DP, experts EDP. packed: the CPU backend's two copies of each matrix in the order of its matrix units, 2c;
-//   bf16 on a processor with AVX-512 BF16 and no matrix units needs none of them, which the plan can't know.
+//   weights c (a for norms and routers), gradients a, masters a - c (what the weights leave of them), moments 2a. A
+//   sharded optimizer keeps 1/n of masters and moments, n the replicas: dense CP DP, norms and routers TP CP DP,
+//   experts EDP. packed: the CPU backend's two copies of each matrix in the order of its matrix units, 2c; bf16 on a
+//   processor with AVX-512 BF16 and no matrix units needs none of them, which the plan can't know.
 //
 // Saved from forward to backward, in bytes, of one microbatch and layer:
 //   attention  t H c (sum) + t a + t H c (norm's output*) + g (q + 2kv) c + g q c + g Nq/TP a

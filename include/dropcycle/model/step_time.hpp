@@ -13,7 +13,7 @@
 //   mask's factor of forward).
 // Memory-bound kernels: their bytes / W, W = 0.8 of 3.35e12 (data sheet; STREAM-like kernels reach 0.8 to 0.9), plus
 //   launch: norms, residual additions, rotary positions, SwiGLU, permutation and combination of rows, cross-entropy,
-//   and once a step the optimizer (30 bytes a parameter that a rank keeps masters of) and the gradients' zeros and
+//   and once a step the optimizer (28 bytes a parameter that a rank keeps masters of) and the gradients' zeros and
 //   norm.
 // Collectives: bytes sent by a rank (communication.hpp) / link + latency. Within a node of 8: 450e9 (NVLink 4, one way)
 //   times 0.8; between nodes one 400 Gbit/s InfiniBand card a GPU, times 0.85. A ring over several nodes runs at the

@@ -219,10 +219,14 @@ class Ops {
                                       const Tensor& dlogits) = 0;
 
   // ---- Optimizer, on flat arrays.
+  // Masters (f32) into their halves (MasterHalves): weight bf16, low i16 unless empty; and back.
+  virtual void split_masters(const Tensor& masters, const Tensor& weight, const Tensor& low) = 0;
+  virtual void join_masters(const Tensor& weight, const Tensor& low, const Tensor& masters) = 0;
   // Σ x², accumulated in double.
   virtual double squared_norm(const Tensor& x) = 0;
   // AdamW (Loshchilov and Hutter, 2019): g = gradient_scale * gradient; m = β1 m + (1-β1) g; v = β2 v + (1-β2) g²;
-  // master -= lr (m̂ / (sqrt(v̂) + ε) + weight_decay master); weight = master rounded, unless weight is empty.
+  // master -= lr (m̂ / (sqrt(v̂) + ε) + weight_decay master). With a weight (bf16), it and master (i16) are the two
+  // halves of f32 masters (MasterHalves); with an empty one master is acc.
   virtual void adamw(const AdamwArguments& arguments, const Tensor& gradient, const Tensor& master, const Tensor& m,
                      const Tensor& v, const Tensor& weight) = 0;
 };

@@ -98,6 +98,15 @@ void CpuOps::convert(const Tensor& x, const Tensor& out) {
   kernels_.convert(type_of(x), x.data, type_of(out), out.data, x.elements());
 }
 
+void CpuOps::split_masters(const Tensor& masters, const Tensor& weight, const Tensor& low) {
+  kernels_.split_masters(masters.as<float>(), weight.as<BF16>(), low ? low.as<std::int16_t>() : nullptr,
+                         masters.elements());
+}
+
+void CpuOps::join_masters(const Tensor& weight, const Tensor& low, const Tensor& masters) {
+  kernels_.join_masters(weight.as<BF16>(), low.as<std::int16_t>(), masters.as<float>(), masters.elements());
+}
+
 void CpuOps::copy_columns(const Columns& x, const Columns& out, std::int64_t width) {
   require(x.first + width <= stride(x) && out.first + width <= stride(out) && rows_of(x.matrix) == rows_of(out.matrix),
           "copy_columns: {} columns from {} on of {} into {} on of {}", width, x.first, to_string(x.matrix.shape),
@@ -355,8 +364,13 @@ void CpuOps::adamw(const AdamwArguments& arguments, const Tensor& gradient, cons
       .inv_sqrt_correction2 = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(arguments.beta2, step))),
       .decay = static_cast<float>(arguments.learning_rate * arguments.weight_decay),
       .gradient_scale = static_cast<float>(arguments.gradient_scale)};
-  kernels_.adamw(constants, gradient.as<float>(), master.as<float>(), m.as<float>(), v.as<float>(),
-                 weight ? type_of(weight) : Type::f32, weight.data, master.elements());
+  const std::int64_t n = master.elements();
+  if (weight) {
+    kernels_.adamw_halves(constants, gradient.as<float>(), weight.as<BF16>(), master.as<std::int16_t>(), m.as<float>(),
+                          v.as<float>(), n);
+  } else {
+    kernels_.adamw(constants, gradient.as<float>(), master.as<float>(), m.as<float>(), v.as<float>(), n);
+  }
 }
 
 }  // namespace cpu

@@ -117,6 +117,12 @@ class GraphOps final : public Ops {
   void fill_zero(const Tensor& x) override {
     if (to_run("fill_zero", x)) inner_->fill_zero(x);
   }
+  void split_masters(const Tensor& masters, const Tensor& weight, const Tensor& low) override {
+    if (to_run("split_masters", masters, weight, low)) inner_->split_masters(masters, weight, low);
+  }
+  void join_masters(const Tensor& weight, const Tensor& low, const Tensor& masters) override {
+    if (to_run("join_masters", weight, low, masters)) inner_->join_masters(weight, low, masters);
+  }
   void convert(const Tensor& x, const Tensor& out) override {
     if (to_run("convert", x, out)) inner_->convert(x, out);
   }

@@ -121,6 +121,14 @@ void KernelOps::cross_entropy_of_parts(const Tensor& parts, const Tensor& logits
   cuda::cross_entropy_of_parts(stream_, parts, logits, targets, first, scale, losses, dlogits);
 }
 
+void KernelOps::split_masters(const Tensor& masters, const Tensor& weight, const Tensor& low) {
+  cuda::split_masters(stream_, masters, weight, low);
+}
+
+void KernelOps::join_masters(const Tensor& weight, const Tensor& low, const Tensor& masters) {
+  cuda::join_masters(stream_, weight, low, masters);
+}
+
 double KernelOps::squared_norm(const Tensor& x) {
   cuda::squared_norm(stream_, scratch(), x, reinterpret_cast<double*>(norm_.data()));
   double sum = 0;

@@ -75,6 +75,8 @@ void cross_entropy_of_parts(cudaStream_t stream, const Tensor& parts, const Tens
                             std::int64_t first, double scale, const Tensor& losses, const Tensor& dlogits);
 
 // *out, in the GPU's memory, = Σ x².
+void split_masters(cudaStream_t stream, const Tensor& masters, const Tensor& weight, const Tensor& low);
+void join_masters(cudaStream_t stream, const Tensor& weight, const Tensor& low, const Tensor& masters);
 void squared_norm(cudaStream_t stream, void* scratch, const Tensor& x, double* out);
 void adamw(cudaStream_t stream, const AdamwArguments& arguments, const Tensor& gradient, const Tensor& master,
            const Tensor& m, const Tensor& v, const Tensor& weight);

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "../host_operations.hpp"
+#include "dropcycle/device/arena.hpp"
 #include "reference_ops.hpp"
 #include "values.hpp"
 
@@ -205,6 +206,22 @@ void ReferenceOps::cross_entropy_of_parts(const Tensor& parts, const Tensor& log
   if (dlogits) write(d, dlogits);
 }
 
+void ReferenceOps::split_masters(const Tensor& masters, const Tensor& weight, const Tensor& low) {
+  const auto* from = masters.as<float>();
+  for (std::int64_t i = 0; i < masters.elements(); ++i) {
+    const MasterHalves halves(from[i]);
+    weight.as<BF16>()[i] = halves.weight;
+    if (low) low.as<std::int16_t>()[i] = halves.low;
+  }
+}
+
+void ReferenceOps::join_masters(const Tensor& weight, const Tensor& low, const Tensor& masters) {
+  auto* to = masters.as<float>();
+  for (std::int64_t i = 0; i < masters.elements(); ++i) {
+    to[i] = MasterHalves(weight.as<BF16>()[i], low.as<std::int16_t>()[i]).master();
+  }
+}
+
 double ReferenceOps::squared_norm(const Tensor& x) {
   double sum = 0;
   for (const double value : read(x)) sum += value * value;
@@ -214,7 +231,10 @@ double ReferenceOps::squared_norm(const Tensor& x) {
 void ReferenceOps::adamw(const AdamwArguments& a, const Tensor& gradient, const Tensor& master, const Tensor& m,
                          const Tensor& v, const Tensor& weight) {
   const auto g = read(gradient);
-  auto p = read(master), mv = read(m), vv = read(v);
+  const OwnedTensor joined(DType::f32, weight ? master.shape : Shape{0});
+  if (weight) join_masters(weight, master, joined);
+  const Tensor whole = weight ? joined.view() : master;
+  auto p = read(whole), mv = read(m), vv = read(v);
   const double correction1 = 1 - std::pow(a.beta1, static_cast<double>(a.step));
   const double correction2 = 1 - std::pow(a.beta2, static_cast<double>(a.step));
   for (std::size_t i = 0; i < p.size(); ++i) {
@@ -226,8 +246,8 @@ void ReferenceOps::adamw(const AdamwArguments& a, const Tensor& gradient, const 
   }
   write(mv, m);
   write(vv, v);
-  write(p, master);
-  if (weight) convert(master, weight);
+  write(p, whole);
+  if (weight) split_masters(whole, weight, master);
 }
 
 }  // namespace dropcycle

@@ -23,6 +23,8 @@ class ReferenceOps : public Ops {
   // elementwise.cpp
   void fill_zero(const Tensor& x) override;
   void convert(const Tensor& x, const Tensor& out) override;
+  void split_masters(const Tensor& masters, const Tensor& weight, const Tensor& low) override;
+  void join_masters(const Tensor& weight, const Tensor& low, const Tensor& masters) override;
   void copy_columns(const Columns& x, const Columns& out, std::int64_t width) override;
   void add(const Tensor& a, const Tensor& b, const Tensor& y) override;
   void jitter(const Tensor& x, const RandomStream& stream, std::uint64_t first, double amplitude,

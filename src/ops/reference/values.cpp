@@ -22,7 +22,8 @@ std::vector<double> read(const Tensor& x) {
       copy(x.as<std::int32_t>(), [](std::int32_t v) { return static_cast<double>(v); });
       break;
     case DType::f16:
-      fail(Status::internal, "f16 isn't computed with");
+    case DType::i16:
+      fail(Status::internal, "{} isn't computed with", name(x.dtype));
   }
   return values;
 }
@@ -49,7 +50,8 @@ void write(const std::vector<double>& values, const Tensor& out) {
     case DType::i32:
       return copy(out.as<std::int32_t>(), [](double v) { return static_cast<std::int32_t>(v); });
     case DType::f16:
-      fail(Status::internal, "f16 isn't computed with");
+    case DType::i16:
+      fail(Status::internal, "{} isn't computed with", name(out.dtype));
   }
 }
 

@@ -99,6 +99,8 @@ T exchange(WarpOperation operation, unsigned mask, T value, unsigned argument, c
   T* const name = static_cast<T*>(dropcycle::emulation::shared_array(&name##_key_, sizeof(T) * (count)))
 #define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(dropcycle::emulation::dynamic_shared())
 
+inline float __uint_as_float(unsigned word) { return std::bit_cast<float>(word); }
+inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
 inline void __syncthreads(const std::source_location& place = std::source_location::current()) {
   dropcycle::emulation::wait_for_block(place);
 }

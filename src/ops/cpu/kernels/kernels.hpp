@@ -112,8 +112,11 @@ struct BlockedLayout {
   KERNEL(attention, (Type type, const AttentionArguments& a))                                                          \
   KERNEL(attention_backward, (Type type, const AttentionArguments& a))                                                 \
   KERNEL(squared_norm, (Type type, const void* x, double* partial, std::int64_t n))                                    \
-  KERNEL(adamw, (const AdamwConstants& c, const float* gradient, float* master, float* m, float* v, Type type,         \
-                 void* weight, std::int64_t n))
+  KERNEL(split_masters, (const float* masters, void* weight, std::int16_t* low, std::int64_t n))                       \
+  KERNEL(join_masters, (const void* weight, const std::int16_t* low, float* masters, std::int64_t n))                  \
+  KERNEL(adamw, (const AdamwConstants& c, const float* gradient, float* master, float* m, float* v, std::int64_t n))   \
+  KERNEL(adamw_halves, (const AdamwConstants& c, const float* gradient, void* weight, std::int16_t* low, float* m,     \
+                        float* v, std::int64_t n))
 
 struct Kernels {
 #define DROPCYCLE_KERNEL_POINTER(name, arguments) void(*name) arguments;

@@ -1,6 +1,5 @@
-// Sum of squares in double, and AdamW in one pass, whose rounded weights go past the caches. Limit: memory bandwidth
-// (30 bytes a parameter for AdamW); Zen 4 reaches more than a copy of as many bytes, since masters and moments are
-// written where they were read.
+// Sum of squares in double, and AdamW in one pass. Limit: memory bandwidth (28 bytes a parameter for AdamW); Zen 4
+// reaches more than a copy of as many bytes, since masters and moments are written where they were read.
 #include "vectors.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
@@ -25,35 +24,43 @@ void squares(const T* x, double* partial, std::int64_t n) {
 
 constexpr std::int64_t kChunk = 4096;  // elements of AdamW's tasks
 
-template <class T>
-void update(const AdamwConstants& constants, const float* gradient, float* master, float* m, float* v, T* weight,
+// Masters where they lie whole, or in two halves (MasterHalves).
+struct WholeMasters {
+  float* values;
+  float load(std::int64_t i) const { return values[i]; }
+  void store(std::int64_t i, float value) const { values[i] = value; }
+};
+struct HalvedMasters {
+  std::uint16_t* weight;
+  std::int16_t* low;
+  float load(std::int64_t i) const {
+    return __builtin_bit_cast(float, (static_cast<std::int32_t>(weight[i]) << 16) + static_cast<std::int32_t>(low[i]));
+  }
+  void store(std::int64_t i, float value) const {
+    const auto word = __builtin_bit_cast(std::uint32_t, value);
+    weight[i] = static_cast<std::uint16_t>((word + 0x8000U) >> 16);
+    low[i] = static_cast<std::int16_t>(word);
+  }
+};
+
+template <class Masters>
+void update(const AdamwConstants& constants, const float* gradient, const Masters& masters, float* m, float* v,
             std::int64_t n) {
   const AdamwConstants c = constants;
-  const bool stream = past_caches(weight, 1, n / kTwo * 64);
+  const Masters all = masters;
 #pragma omp parallel for schedule(static) if (n > kParallelElements)
   for (std::int64_t chunk = 0; chunk < n; chunk += kChunk) {
     const std::int64_t end = chunk + kChunk < n ? chunk + kChunk : n;
-    for (std::int64_t first = chunk; first < end; first += kTwo) {
-      const std::int64_t count = end - first < kTwo ? end - first : kTwo;
-      float values[kTwo];
 #pragma omp simd
-      for (std::int64_t j = 0; j < count; ++j) {
-        const std::int64_t i = first + j;
-        const float g = c.gradient_scale * gradient[i];
-        const float mean = c.beta1 * m[i] + c.one_minus_beta1 * g;
-        const float square = c.beta2 * v[i] + c.one_minus_beta2 * (g * g);
-        m[i] = mean;
-        v[i] = square;
-        const float step = c.step_size * mean / (__builtin_sqrtf(square) * c.inv_sqrt_correction2 + c.epsilon);
-        values[j] = master[i] - (step + c.decay * master[i]);
-        master[i] = values[j];
-      }
-      if (weight == nullptr) continue;
-      if (count == kTwo && stream) {
-        store_ordered<true>(weight + first, load_two(values));
-      } else {
-        for (std::int64_t j = 0; j < count; ++j) store(weight[first + j], values[j]);
-      }
+    for (std::int64_t i = chunk; i < end; ++i) {
+      const float g = c.gradient_scale * gradient[i];
+      const float mean = c.beta1 * m[i] + c.one_minus_beta1 * g;
+      const float square = c.beta2 * v[i] + c.one_minus_beta2 * (g * g);
+      m[i] = mean;
+      v[i] = square;
+      const float step = c.step_size * mean / (__builtin_sqrtf(square) * c.inv_sqrt_correction2 + c.epsilon);
+      const float master = all.load(i);
+      all.store(i, master - (step + c.decay * master));
     }
   }
 }
@@ -64,9 +71,34 @@ void squared_norm(Type type, const void* x, double* partial, std::int64_t n) {
   with_type(type, [&]<class T>(T) { squares(static_cast<const T*>(x), partial, n); });
 }
 
-void adamw(const AdamwConstants& c, const float* gradient, float* master, float* m, float* v, Type type, void* weight,
-           std::int64_t n) {
-  with_type(type, [&]<class T>(T) { update(c, gradient, master, m, v, static_cast<T*>(weight), n); });
+void split_masters(const float* masters, void* weight, std::int16_t* low, std::int64_t n) {
+  auto* rounded = static_cast<std::uint16_t*>(weight);
+#pragma omp parallel for simd schedule(static) if (n > kParallelElements)
+  for (std::int64_t i = 0; i < n; ++i) {
+    const auto read = __builtin_bit_cast(std::uint32_t, masters[i]);
+    const bool nan = (read & 0x7fffffffU) > 0x7f800000U;
+    const std::uint32_t word = nan ? (read & 0xffff0000U) | 0x400000U : read;
+    rounded[i] = static_cast<std::uint16_t>((word + 0x8000U) >> 16);
+    if (low != nullptr) low[i] = static_cast<std::int16_t>(word);
+  }
+}
+
+void join_masters(const void* weight, const std::int16_t* low, float* masters, std::int64_t n) {
+  const auto* rounded = static_cast<const std::uint16_t*>(weight);
+#pragma omp parallel for simd schedule(static) if (n > kParallelElements)
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int32_t word = (static_cast<std::int32_t>(rounded[i]) << 16) + static_cast<std::int32_t>(low[i]);
+    masters[i] = __builtin_bit_cast(float, word);
+  }
+}
+
+void adamw(const AdamwConstants& c, const float* gradient, float* master, float* m, float* v, std::int64_t n) {
+  update(c, gradient, WholeMasters{master}, m, v, n);
+}
+
+void adamw_halves(const AdamwConstants& c, const float* gradient, void* weight, std::int16_t* low, float* m, float* v,
+                  std::int64_t n) {
+  update(c, gradient, HalvedMasters{static_cast<std::uint16_t*>(weight), low}, m, v, n);
 }
 
 }  // namespace dropcycle::cpu::DROPCYCLE_ISA
