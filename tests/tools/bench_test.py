@@ -4,6 +4,7 @@ import pathlib
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
 
@@ -17,6 +18,27 @@ def step_row(shape, kind, rate=4000.0):
              (("autocast", 1000.0, 4e9), ("autocast-compiled", 1600.0, 5e9), ("bf16-compiled", 2000.0, 3e9))}
     return {"shape": shape, "kind": kind, "sizes": {}, "step_seconds": 0.5, "tokens_per_second": rate, "peak_bytes": 1e9,
             "peers": peers, "floor_seconds": 0.4}
+
+
+class FakeProgram:
+    """In place of a trainer: a step takes 0.5 s in ours, as many seconds in the peer as turns were run."""
+    ready = {"batch": 2, "sequence": 10, "flops_per_token": 1e9, "warm_up": [100]}
+
+    def __init__(self, command):
+        self.is_peer, self.turns = str(training.PEER) in map(str, command), 0
+
+    def run(self, _):
+        self.turns += 1
+        return {"seconds": [self.turns if self.is_peer else 0.5], "peak_bytes": self.turns}
+
+    def close(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
 class BenchTest(unittest.TestCase):
@@ -63,6 +85,27 @@ class BenchTest(unittest.TestCase):
             self.assertEqual((lines[0], len([line for line in lines if line.startswith("| ")])), ("P; V", 6))
             with self.assertRaisesRegex(BenchError, "measured with P"):
                 results.add(path, {"processor": "Q"}, "start", [])
+
+    def test_an_older_floor_stays_where_none_was_measured(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "results.json"
+            results.add(path, {"processor": "P"}, "steps", [step_row("small", "moe")])
+            without = step_row("small", "moe", 5000.0)
+            del without["floor_seconds"]
+            results.add(path, {"processor": "P"}, "steps", [without])
+            kept, = results.read(path)["steps"]
+            self.assertEqual((kept["tokens_per_second"], kept["floor_seconds"]), (5000.0, 0.4))
+            results.add(path, {"processor": "P"}, "steps", [step_row("small", "moe") | {"floor_seconds": 0.3}])
+            self.assertEqual(results.read(path)["steps"][0]["floor_seconds"], 0.3)
+
+    def test_training_is_saved_after_every_turn(self):
+        saved = []
+        with mock.patch.object(training, "Program", FakeProgram):
+            row = training.compare("tiny", "moe", "python", ["autocast", "bf16"], 3, mock.Mock(), saved.append)
+        self.assertEqual([[len(peer["ratios"]) for peer in part["peers"].values()] for part in saved],
+                         [[1], [2], [3], [3, 1], [3, 2], [3, 3]])
+        self.assertEqual(saved[-1], row)
+        self.assertEqual(row["peers"]["autocast"], {"tokens_per_second": 10, "peak_bytes": 3, "ratios": [2, 4, 6]})
 
     def test_figure(self):
         with tempfile.TemporaryDirectory() as folder:

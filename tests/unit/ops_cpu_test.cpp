@@ -82,15 +82,13 @@ TEST_CASE("many rows, which are written past the caches, have the bits of few") 
   }
   // Results of some rows at a time.
   const auto results = [&](std::int64_t some) {
-    std::vector<Tensor> out = {empty(DType::bf16, kWidth), empty(DType::bf16, 2 * kWidth),
-                               empty(DType::bf16, kWidth), empty(DType::f32, kWidth),
-                               empty(DType::bf16, kWidth), empty(DType::f32, 1),
-                               empty(DType::f32, 1),       empty(DType::bf16, kWidth),
-                               empty(DType::i16, kWidth),  empty(DType::f32, kWidth),
-                               empty(DType::f32, kWidth),  empty(DType::bf16, kWidth),
-                               empty(DType::bf16, kWidth), empty(DType::f32, kWidth),
-                               empty(DType::f32, kWidth),  empty(DType::bf16, kWidth),
-                               empty(DType::f32, 1)};
+    std::vector<Tensor> out = {empty(DType::bf16, kWidth), empty(DType::bf16, 2 * kWidth), empty(DType::bf16, kWidth),
+                               empty(DType::f32, kWidth),  empty(DType::bf16, kWidth),     empty(DType::f32, 1),
+                               empty(DType::f32, 1),       empty(DType::bf16, kWidth),     empty(DType::i16, kWidth),
+                               empty(DType::f32, kWidth),  empty(DType::f32, kWidth),      empty(DType::bf16, kWidth),
+                               empty(DType::bf16, kWidth), empty(DType::f32, kWidth),      empty(DType::f32, kWidth),
+                               empty(DType::bf16, kWidth), empty(DType::f32, 1),           empty(DType::bf16, kWidth),
+                               empty(DType::f32, kWidth),  empty(DType::f32, kWidth)};
     for (const std::size_t state : {8, 9, 11}) {
       std::memcpy(out[state].data, state == 11 ? dy.data : m.data, static_cast<std::size_t>(out[state].bytes()));
     }
@@ -107,6 +105,9 @@ TEST_CASE("many rows, which are written past the caches, have the bits of few") 
       cpu_ops().embedding(flat(places), dy, of(out[13]));
       cpu_ops().combine(dy, of(places), of(weights), of(out[14]));
       cpu_ops().combine_backward(of(x), dy, of(places), of(weights), out[15], of(out[16]));
+      cpu_ops().convert(of(x), of(out[17]));
+      cpu_ops().convert(of(dy), of(out[18]));
+      cpu_ops().add(of(x), of(delta), of(out[19]));
     }
     return out;
   };

@@ -22,11 +22,15 @@ def read(path, head=None):
 
 
 def add(path, head, part, new):
-    """Rows take the place of older ones of the same shape and kind, or that say the same."""
+    """Rows take the place of older ones of the same shape and kind, but for a floor they lack, or that say the same."""
     found = read(path, head) | head
     if part == "steps":
-        again = {(row["shape"], row["kind"]) for row in new}
-        new = [row for row in found.get(part, []) if (row["shape"], row["kind"]) not in again] + new
+        old = {(row["shape"], row["kind"]): row for row in found.get(part, [])}
+        for row in new:
+            replaced = old.pop((row["shape"], row["kind"]), {})
+            if "floor_seconds" in replaced:
+                row.setdefault("floor_seconds", replaced["floor_seconds"])
+        new = [*old.values(), *new]
         new.sort(key=lambda row: (training.SHAPES.index(row["shape"]), list(training.EXPERTS).index(row["kind"])))
     else:
         again = {row["what"] for row in new}

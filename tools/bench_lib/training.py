@@ -27,31 +27,36 @@ def our_turn(shape, kind):
         return ours.run(steps_within(first["seconds"][0], TURN_SECONDS, MOST_STEPS))
 
 
-def compare(shape, kind, python, variants, rounds, progress):
-    """One row: both in turns, for every variant of the peer."""
-    sizes, own, peers = sizes_of(shape, kind), [], {}
-    tokens = sizes["batch"] * sizes["sequence"]
+def result(shape, kind, sizes, own, pairs):
+    """A row, of our answers and, for each of the peer's variants, (ours, theirs) that took turns."""
+    tokens, seconds = sizes["batch"] * sizes["sequence"], median_of(own)
+    peers = {variant: {"tokens_per_second": tokens / median_of([theirs for _, theirs in turns]),
+                       "peak_bytes": worst_memory([theirs for _, theirs in turns]),
+                       "ratios": [median_of([theirs]) / median_of([ours]) for ours, theirs in turns]}
+             for variant, turns in pairs.items()}
+    return {"shape": shape, "kind": kind, "sizes": sizes, "step_seconds": seconds,
+            "tokens_per_second": tokens / seconds, "peak_bytes": worst_memory(own),
+            "gflops": 1e-9 * tokens * sizes["flops_per_token"] / seconds, "peers": peers}
+
+
+def compare(shape, kind, python, variants, rounds, progress, save):
+    """One row: both in turns, for every variant of the peer. save(row) after each turn: a long run may be cut off."""
+    sizes, own, pairs = sizes_of(shape, kind), [], {}
     for variant in variants:
         progress.next(f"{shape} {kind}: PyTorch {variant} and Dropcycle in turns")
         warm_up = 3 if "compiled" in variant else 2
-        pairs = []
         with Program([python, PEER, variant, warm_up, json.dumps(sizes)]) as peer:
             steps = steps_within(min(peer.ready["warm_up"]), TURN_SECONDS, MOST_STEPS)
             for turn in range(rounds):
                 theirs = peer.run(steps)
                 if turn + 1 == rounds:
                     peer.close()  # both need not fit into memory at once
-                pairs.append((our_turn(shape, kind), theirs))
-        own += [ours for ours, _ in pairs]
-        peers[variant] = {"tokens_per_second": tokens / median_of([theirs for _, theirs in pairs]),
-                          "peak_bytes": worst_memory([theirs for _, theirs in pairs]),
-                          "ratios": [median_of([theirs]) / median_of([ours]) for ours, theirs in pairs]}
+                own.append(our_turn(shape, kind))
+                pairs.setdefault(variant, []).append((own[-1], theirs))
+                save(result(shape, kind, sizes, own, pairs))
     if not own:
         own = [our_turn(shape, kind) for _ in range(rounds)]
-    seconds = median_of(own)
-    return {"shape": shape, "kind": kind, "sizes": sizes, "step_seconds": seconds,
-            "tokens_per_second": tokens / seconds, "peak_bytes": worst_memory(own),
-            "gflops": 1e-9 * tokens * sizes["flops_per_token"] / seconds, "peers": peers}
+    return result(shape, kind, sizes, own, pairs)
 
 
 def add_floor(rows, shape, kinds):

@@ -13,15 +13,16 @@
 //   processor with AVX-512 BF16 and no matrix units needs none of them, which the plan can't know.
 //
 // Saved from forward to backward, in bytes, of one microbatch and layer:
-//   attention  t H c (sum) + t a + t H c (norm's output*) + g (q + 2kv) c + g q c + g Nq/TP a
-//   dense MLP  2 t H c* + t a + g 2F' c + g F' c*
-//   MoE        2 t H c* + t a + t (K (8 + a) + E a + a + 4K) + m (H + 2F" + F"*) c + t K H c + 8m (EP ETP > 1)
-//              (+ m H c where EP ETP = 1, + t H c with jitter)
-//   chunk      2 t H c, and where the model ends 2 t H c + t a + g a + t H c
-//   * not with recompute = selective. recompute = full keeps t H c a layer, and one layer's at a time is made again.
-// times the microbatches that are alive at once: most_alive() of the pipeline's schedule, min(M, P - s) for 1f1b. The
-// gradient between stages takes 2 t H c. scratch is the most that any one layer's forward or backward takes for a
-// while: the largest are V'-wide blocks of at most 512 rows of logits, and the experts' rows.
+//   attention  t H a (sum) + t a + t H c (norm's output*) + g (q + 2kv) c + g q c + g Nq/TP a
+//   dense MLP  t H a + t a + t H c* + g 2F' c + g F' c*
+//   MoE        t H a + t a + t H c* + t (K (12 + a) + E a + a) + m (2F" + F"*) c (+ t H c with jitter)
+//              EP ETP = 1: + m H c* (rows) + m H c (results)      else: + m (H c + 8) (rows) + t K H c (results)
+//   chunk      2 t H a, and where the model ends 2 t H a + t H c + t a + g a; + t H a where it also begins
+//   * not with recompute = selective. recompute = full keeps t H a a layer, and one layer's at a time is made again.
+// times the microbatches that are alive at once: most_alive() of the pipeline's schedule, min(M, P - s) for 1f1b. With
+// one microbatch in one chunk most of it lies in the gradients' memory (gradient_memory.hpp) and only what doesn't is
+// counted. The gradient between stages takes 2 t H a. scratch is the most that any one layer's forward or backward
+// takes for a while: the largest are V'-wide blocks of at most 512 rows of logits, and the experts' rows.
 //
 // Expert rows: x = 1 when the router is balanced, and at most EP min(K, E') / K, when every token of the ep group goes
 // to one rank. The plan is made for both, and, after a run, for the rows that its experts got (Model::expert_load).

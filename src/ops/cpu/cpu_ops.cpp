@@ -85,12 +85,14 @@ void CpuOps::grouped_linear_dw(const Tensor& dy, const Tensor& x, std::span<cons
 }
 
 void CpuOps::fill_zero(const Tensor& x) {
-  constexpr std::int64_t kPiece = 1 << 20;
+  constexpr std::int64_t kParallelBytes = 1 << 20;
   auto* bytes = static_cast<std::byte*>(x.data);
-  const std::int64_t total = x.bytes();
-#pragma omp parallel for schedule(static) if (total > kPiece)
-  for (std::int64_t at = 0; at < total; at += kPiece) {
-    std::memset(bytes + at, 0, static_cast<std::size_t>(std::min(kPiece, total - at)));
+  const std::int64_t total = x.bytes(), parts = total > kParallelBytes ? omp_get_max_threads() : 1;
+  // In few large pieces: memset() writes past the caches what wouldn't fit into them, twice as fast.
+#pragma omp parallel for schedule(static) num_threads(static_cast <int>(parts))
+  for (std::int64_t part = 0; part < parts; ++part) {
+    const std::int64_t first = total * part / parts, last = total * (part + 1) / parts;
+    std::memset(bytes + first, 0, static_cast<std::size_t>(last - first));
   }
 }
 

@@ -172,6 +172,31 @@ inline void by_two(std::int64_t n, F&& f) {
   if (i < n) f(i, PartOfTwo{n - i});
 }
 
+// Elements in another type; in their own with the same bits. kStream: see stream_two().
+template <bool kStream, class T>
+void copy_elements(const T* from, T* to, std::int64_t n) {
+  constexpr std::int64_t kEach = 4 / static_cast<std::int64_t>(sizeof(T));
+  if (n % kEach != 0) {
+    for (std::int64_t h = 0; h < n; ++h) to[h] = from[h];
+    return;
+  }
+  by_two(n / kEach, [&](std::int64_t i, auto part) {
+    part.template store<kStream>(reinterpret_cast<float*>(to) + i, part.load(reinterpret_cast<const float*>(from) + i));
+  });
+}
+template <bool kStream>
+void copy_elements(const Bf16* from, float* to, std::int64_t n) {
+  std::int64_t h = 0;
+  for (; h + kTwo <= n; h += kTwo) {
+    store_ordered<kStream>(to + h, {load_vector(from + h), load_vector(from + h + kLanes)});
+  }
+  for (; h < n; ++h) to[h] = load(from[h]);
+}
+template <bool>
+void copy_elements(const float* from, Bf16* to, std::int64_t n) {
+  for (std::int64_t h = 0; h < n; ++h) store(to[h], from[h]);
+}
+
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
 inline IntVector lane_numbers() {
