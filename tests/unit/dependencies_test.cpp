@@ -4,9 +4,9 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <regex>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace {
@@ -70,12 +70,13 @@ std::vector<std::string> lines_of(const fs::path& file) {
 std::vector<std::string> violations(const std::string& library, const fs::path& file,
                                     const std::vector<std::string>& lines) {
   static const auto allowed = allowed_dependencies();
-  static const std::regex kInclude(R"re(^\s*#\s*include\s*"([^"]+)")re");
+  constexpr std::string_view kInclude = "#include\"";
   std::vector<std::string> found;
   for (std::size_t i = 0; i < lines.size(); ++i) {
-    std::smatch match;
-    if (!std::regex_search(lines[i], match, kInclude)) continue;
-    const std::string path = match[1];
+    std::string line = lines[i];
+    std::erase_if(line, [](char c) { return c == ' ' || c == '\t'; });
+    if (!line.starts_with(kInclude)) continue;
+    const std::string path = line.substr(kInclude.size(), line.rfind('"') - kInclude.size());
     const std::string prefix = "dropcycle/";
     std::string used;
     if (path.starts_with(prefix)) {
