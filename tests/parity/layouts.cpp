@@ -61,12 +61,12 @@ class Session {
  public:
   Session(const Config& config, const Runtime& runtime)
       : config_(config),
-        machine_(make_machine(config, runtime)),
-        model_(config.model, machine_.groups, *machine_.ops, machine_.compute, machine_.pipeline,
-               {.optimizer = config.parallel.shard_optimizer, .bucket_bytes = config.parallel.bucket_bytes}),
-        optimizer_(model_, machine_.groups, config.optimizer),
-        training_(model_, optimizer_, machine_.groups, config),
-        dataset_(config.data, config.model.vocab_size) {}
+        machine_(make_machine(config_, runtime)),
+        model_(config_.model, machine_.groups, *machine_.ops, machine_.compute, machine_.pipeline,
+               {.optimizer = config_.parallel.shard_optimizer, .bucket_bytes = config_.parallel.bucket_bytes}),
+        optimizer_(model_, machine_.groups, config_.optimizer),
+        training_(model_, optimizer_, machine_.groups, config_),
+        dataset_(config_.data, config_.model.vocab_size) {}
 
   void start(const std::string& from) {
     if (from.empty()) {
