@@ -79,7 +79,7 @@ void convert_differing(const void* from, DType from_type, void* to, DType to_typ
 
 void convert(const void* from, DType from_type, void* to, DType to_type, std::int64_t count) {
   if (from_type != to_type) return convert_differing(from, from_type, to, to_type, count);
-  std::memcpy(to, from, static_cast<std::size_t>(count * size_bytes(from_type)));
+  if (count > 0) std::memcpy(to, from, static_cast<std::size_t>(count * size_bytes(from_type)));
 }
 
 }  // namespace dropcycle
