@@ -52,8 +52,9 @@ void check_indices(const Tensor& index, std::int64_t lowest, std::int64_t end, c
 CpuOps::CpuOps(const OpsOptions& options)
     : set_(start(options)),
       bf16_attention_(multiplies_bf16()),
+      bf16_kernels_(bf16_kernels()),
       kernels_(kernels_for(set_)),
-      products_(set_, kernels_) {}
+      products_(set_, kernels_, bf16_kernels_) {}
 
 void CpuOps::linear(const Tensor& x, const Weight& w, const Tensor& y) {
   const std::array<std::int64_t, 2> offsets{0, rows_of(x)};
@@ -234,13 +235,13 @@ void CpuOps::run_attention(Type type, AttentionArguments& a, bool backwards) {
   const bool bf16 = type == Type::bf16 && bf16_attention_;
   std::int64_t bytes = 0;
   if (bf16) {
-    avx512bf16::attention_bf16_scratch(a, backwards, threads, bytes);
+    bf16_kernels_.attention_scratch(a, backwards, threads, bytes);
   } else {
     kernels_.attention_scratch(a, backwards, threads, bytes);
   }
   a.scratch = attention_scratch_.bytes(bytes);
   if (bf16) {
-    backwards ? avx512bf16::attention_bf16_backward(a) : avx512bf16::attention_bf16(a);
+    backwards ? bf16_kernels_.attention_backward(a) : bf16_kernels_.attention(a);
   } else {
     backwards ? kernels_.attention_backward(type, a) : kernels_.attention(type, a);
   }

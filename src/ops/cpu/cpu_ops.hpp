@@ -81,7 +81,8 @@ class CpuOps : public Ops {
   void run_attention(Type type, AttentionArguments& arguments, bool backwards);
 
   InstructionSet set_;
-  bool bf16_attention_;  // vdpbf16ps
+  bool bf16_attention_;
+  Bf16Kernels bf16_kernels_;  // vdpbf16ps
   Kernels kernels_;
   Products products_;
   Workspace partial_sums_, attention_scratch_;

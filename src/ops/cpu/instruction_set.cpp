@@ -1,6 +1,8 @@
 #include "instruction_set.hpp"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <string_view>
@@ -49,7 +51,9 @@ bool multiplies_bf16() { return instruction_set() == InstructionSet::native && h
 bool has_matrix_units() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kAmxBf16 = 1U << 22;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kAmxBf16) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 bool has_avx512(InstructionSet set) {
@@ -61,6 +65,16 @@ Kernels kernels_for(InstructionSet set) {
   if (has_avx512(set)) return avx512::kernels();
   if (set == InstructionSet::avx2 || (set == InstructionSet::native && has_avx2())) return avx2::kernels();
   return baseline::kernels();
+}
+
+Bf16Kernels bf16_kernels() {
+  if (has_matrix_units()) {
+    return {&amx::attention_bf16_scratch, &amx::attention_bf16, &amx::attention_bf16_backward,
+            &amx::products_bf16_scratch,  &amx::products_bf16,  {kAmxTaskRows, 1024, 512, 2048}};
+  }
+  return {&avx512bf16::attention_bf16_scratch,  &avx512bf16::attention_bf16,
+          &avx512bf16::attention_bf16_backward, &avx512bf16::products_bf16_scratch,
+          &avx512bf16::products_bf16,           {kBf16TaskRows, 256, kBf16TaskOutputs, kBf16TaskInputs}};
 }
 
 }  // namespace cpu

@@ -13,10 +13,12 @@ enum class InstructionSet : std::uint8_t { baseline, avx2, avx512, native };
 InstructionSet instruction_set();
 // Whether bf16 products run natively with the set above.
 bool multiplies_bf16();
-// Whether this processor has AMX for bf16.
+// Whether this processor has AMX for bf16 and the system lets this process use it.
 bool has_matrix_units();
 // Whether `set` has AVX-512 on this processor.
 bool has_avx512(InstructionSet set);
 Kernels kernels_for(InstructionSet set);
+// For processors that multiply bf16: by matrix units where there are any, else by vectors.
+Bf16Kernels bf16_kernels();
 
 }  // namespace dropcycle::cpu

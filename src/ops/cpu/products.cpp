@@ -35,12 +35,12 @@ Type type_of(const Tensor& tensor) {
   return tensor.dtype == DType::bf16 ? Type::bf16 : Type::f32;
 }
 
-Products::Products(InstructionSet set, const Kernels& kernels)
+Products::Products(InstructionSet set, const Kernels& kernels, const Bf16Kernels& bf16_kernels)
     : matmul_(set, kernels),
       native_bf16_(multiplies_bf16()),
-      bf16_vectors_(native_bf16_ && !has_matrix_units()),
       shares_out_(has_avx512(set)),
-      kernels_(kernels) {}
+      kernels_(kernels),
+      bf16_kernels_(bf16_kernels) {}
 
 // The tensor's memory in a type that products take: itself, or a copy in f32.
 const void* Products::product_operand(const Tensor& tensor, Workspace& workspace) {
@@ -67,26 +67,26 @@ const Products::Packed& Products::packed(Product product, const Weight& w, const
   return entry;
 }
 
-bool Products::by_vectors(const Tensor& in, const Tensor& other, std::int64_t columns, std::int64_t depth) const {
-  return bf16_vectors_ && in.dtype == DType::bf16 && other.dtype == DType::bf16 && columns % 16 == 0 && depth % 2 == 0;
+bool Products::takes_bf16(const Tensor& in, const Tensor& other, std::int64_t columns, std::int64_t depth) const {
+  return native_bf16_ && in.dtype == DType::bf16 && other.dtype == DType::bf16 && columns % 16 == 0 && depth % 2 == 0;
 }
 
-void Products::run_by_vectors(const Bf16Sizes& sizes) {
+void Products::run_bf16(const Bf16Sizes& sizes) {
   constexpr std::int64_t kHugePage = 2 << 20;  // panels on small pages cost a tenth of the product's time
-  const std::int64_t bytes = omp_get_max_threads() * avx512bf16::products_bf16_scratch();
-  avx512bf16::products_bf16(sizes, bf16_tasks_.data(), static_cast<std::int64_t>(bf16_tasks_.size()),
-                            panels_.bytes(std::max(bytes, kHugePage)));
+  const std::int64_t bytes = omp_get_max_threads() * bf16_kernels_.products_scratch();
+  bf16_kernels_.products(sizes, bf16_tasks_.data(), static_cast<std::int64_t>(bf16_tasks_.size()),
+                         panels_.bytes(std::max(bytes, kHugePage)));
 }
 
-void Products::multiply_by_vectors(Product product, const Tensor& in, std::span<const std::int64_t> offsets,
-                                   const Tensor& weights, const Tensor& out) {
+void Products::multiply_bf16(Product product, const Tensor& in, std::span<const std::int64_t> offsets,
+                             const Tensor& weights, const Tensor& out) {
   const bool forward = product == Product::forward;
   const int dims = weights.shape.dims();
   const std::int64_t outputs = weights.shape[dims - 2], inputs = weights.shape[dims - 1];
   const std::int64_t n = forward ? outputs : inputs, k = forward ? inputs : outputs;
   const std::int64_t experts = static_cast<std::int64_t>(offsets.size()) - 1;
   // Columns are packed once for each piece of rows.
-  TaskSizes sizes{kBf16TaskRows, 256};
+  TaskSizes sizes{bf16_kernels_.tasks.rows, bf16_kernels_.tasks.columns};
   const std::int64_t tasks = kTasks * omp_get_max_threads();
   while (sizes.columns > 64 && sizes.count(offsets.back(), n) < tasks) sizes.columns /= 2;
   while (sizes.rows > 128 && sizes.count(offsets.back(), n) < tasks) sizes.rows /= 2;
@@ -107,7 +107,7 @@ void Products::multiply_by_vectors(Product product, const Tensor& in, std::span<
       }
     }
   }
-  run_by_vectors(
+  run_bf16(
       {.gradient = false,
        .transposed = forward,
        .a_stride = k,
@@ -117,12 +117,12 @@ void Products::multiply_by_vectors(Product product, const Tensor& in, std::span<
        .stream = out.bytes() > kStreamBytes && n % 32 == 0 && reinterpret_cast<std::uintptr_t>(out.data) % 64 == 0});
 }
 
-void Products::gradient_by_vectors(const Tensor& dy, const Tensor& x, std::span<const std::int64_t> offsets,
-                                   const Tensor& dw) {
+void Products::gradient_bf16(const Tensor& dy, const Tensor& x, std::span<const std::int64_t> offsets,
+                             const Tensor& dw) {
   const int dims = dw.shape.dims();
   const std::int64_t outputs = dw.shape[dims - 2], inputs = dw.shape[dims - 1];
   const std::int64_t experts = static_cast<std::int64_t>(offsets.size()) - 1;
-  TaskSizes sizes{kBf16TaskOutputs, kBf16TaskInputs};
+  TaskSizes sizes{bf16_kernels_.tasks.gradient_rows, bf16_kernels_.tasks.gradient_columns};
   const std::int64_t tasks = kTasks * omp_get_max_threads();
   const auto more = [&] { return experts * sizes.count(outputs, inputs) < tasks; };
   while (sizes.rows > 256 && more()) sizes.rows /= 2;
@@ -139,13 +139,13 @@ void Products::gradient_by_vectors(const Tensor& dy, const Tensor& x, std::span<
       }
     }
   }
-  run_by_vectors({.gradient = true,
-                  .transposed = false,
-                  .a_stride = outputs,
-                  .b_stride = inputs,
-                  .c_stride = inputs,
-                  .c_type = Type::f32,
-                  .stream = false});
+  run_bf16({.gradient = true,
+            .transposed = false,
+            .a_stride = outputs,
+            .b_stride = inputs,
+            .c_stride = inputs,
+            .c_type = Type::f32,
+            .stream = false});
 }
 
 void Products::multiply(Product product, const Tensor& in, std::span<const std::int64_t> offsets, const Weight& w,
@@ -155,8 +155,8 @@ void Products::multiply(Product product, const Tensor& in, std::span<const std::
   const std::int64_t rows = offsets.back();
   if (rows == 0) return;
   const std::int64_t k = product == Product::forward ? sizes.inputs : sizes.outputs;
-  if (by_vectors(in, w.tensor, sizes.outputs + sizes.inputs - k, k)) {
-    return multiply_by_vectors(product, in, offsets, w.tensor, out);
+  if (takes_bf16(in, w.tensor, sizes.outputs + sizes.inputs - k, k)) {
+    return multiply_bf16(product, in, offsets, w.tensor, out);
   }
   const auto& weights = packed(product, w, sizes);
   const bool widened = !native_bf16_ && out.dtype == DType::bf16;
@@ -195,7 +195,7 @@ void Products::gradient(const Tensor& dy, const Tensor& x, std::span<const std::
                 .n = dw.shape[dims - 1],
                 .k = offsets.back()};
   if (key.k == 0) return;
-  if (by_vectors(dy, x, key.n, 2)) return gradient_by_vectors(dy, x, offsets, dw);
+  if (takes_bf16(dy, x, key.n, 2)) return gradient_bf16(dy, x, offsets, dw);
   const auto* left = static_cast<const std::byte*>(product_operand(dy, first_));
   const auto* right = static_cast<const std::byte*>(product_operand(x, second_));
   auto* sums = dw.as<float>();

@@ -1,6 +1,6 @@
-// Linear layers, products grouped by expert. Where bf16 is multiplied by vector instructions (AVX-512 BF16 without
-// matrix units), products of bf16 are our own (products_bf16.cpp) and take weights as they lie. Everything else, matrix
-// units, fp32 (bf16 too where it has no instructions) and odd sizes, is Matmul's on packed copies of the weights.
+// Linear layers, products grouped by expert. Where the processor has instructions for bf16, products of bf16 are our
+// own (by matrix units products_amx.cpp, else by vectors products_bf16.cpp) and take weights as they lie. Everything
+// else, fp32 (bf16 too where it has no instructions) and odd sizes, is Matmul's on packed copies of the weights.
 //
 // Memory: under Matmul every weight has up to two packed copies of its own size (one for forward, one for backward),
 // written anew when its version changes and kept until the backend ends; fp32 ones where bf16 has no instructions.
@@ -38,7 +38,7 @@ class Workspace {
 
 class Products {
  public:
-  Products(InstructionSet set, const Kernels& kernels);
+  Products(InstructionSet set, const Kernels& kernels, const Bf16Kernels& bf16_kernels);
 
   // Rows offsets[e] to offsets[e+1] of `in` times weight e: `product` is forward (in = x, out = y) or backward
   // (in = dy, out = dx). A plain linear layer is a group of one.
@@ -58,18 +58,18 @@ class Products {
   };
   const Packed& packed(Product product, const Weight& w, const Sizes& sizes);
   // Whether our own product takes them.
-  bool by_vectors(const Tensor& in, const Tensor& other, std::int64_t columns, std::int64_t depth) const;
-  void multiply_by_vectors(Product product, const Tensor& in, std::span<const std::int64_t> offsets,
-                           const Tensor& weights, const Tensor& out);
-  void gradient_by_vectors(const Tensor& dy, const Tensor& x, std::span<const std::int64_t> offsets, const Tensor& dw);
-  void run_by_vectors(const Bf16Sizes& sizes);
+  bool takes_bf16(const Tensor& in, const Tensor& other, std::int64_t columns, std::int64_t depth) const;
+  void multiply_bf16(Product product, const Tensor& in, std::span<const std::int64_t> offsets, const Tensor& weights,
+                     const Tensor& out);
+  void gradient_bf16(const Tensor& dy, const Tensor& x, std::span<const std::int64_t> offsets, const Tensor& dw);
+  void run_bf16(const Bf16Sizes& sizes);
   const void* product_operand(const Tensor& tensor, Workspace& workspace);
 
   Matmul matmul_;
   bool native_bf16_;
-  bool bf16_vectors_;  // and no matrix units
-  bool shares_out_;    // oneDNN shares a product out among threads without cutting its sums
+  bool shares_out_;  // oneDNN shares a product out among threads without cutting its sums
   const Kernels& kernels_;
+  const Bf16Kernels& bf16_kernels_;
   std::map<std::tuple<const void*, Product, std::int64_t, std::int64_t, std::int64_t>, Packed> packed_;
   Workspace first_, second_, result_, converted_;
   std::vector<MatmulTask> tasks_;

@@ -2,8 +2,9 @@
 // one block of kBlock keys at a time, so that no more than kBlock x kBlock scores exist per thread.
 //
 // The products of blocks are written here once for two kinds of numbers, `Dot`: float with multiply-add (every
-// instruction set) and bf16 pairs with vdpbf16ps (attention_bf16.cpp). The left operand is row-major; the right one is
-// packed in panels of kPanel columns, [panel][k / kPair][kPanel][kPair].
+// instruction set) and bf16 pairs with vdpbf16ps (attention_bf16.cpp). Matrix units bring their own (`kTiles`,
+// attention_amx.cpp), take kRowStep rows and kDepthStep of k at a time, and are set up by a `Region`. The left operand
+// is row-major; the right one is packed in panels of kPanel columns, [panel][k / kPair][kPanel][kPair].
 #pragma once
 
 #include <omp.h>
@@ -27,8 +28,16 @@ inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a < b ? b : 
 
 constexpr std::int64_t kVectorsPerBlock = kBlock / kLanes;
 
-struct FloatDot {
+// Products by vector instructions, any number of rows at a time; nothing to set up.
+struct VectorProducts {
+  static constexpr bool kTiles = false;
+  static constexpr std::int64_t kRowStep = 1;
+  struct Region {};
+};
+
+struct FloatDot : VectorProducts {
   using Element = float;
+  static constexpr std::int64_t kDepthStep = 1;
   using Operand = Vector;
   static constexpr std::int64_t kPair = 1;
   static Operand packed(const float* b) { return load_vector(b); }
@@ -86,8 +95,8 @@ void tile(const Left<Dot>& a, const typename Dot::Element* panel, std::int64_t k
 
 // c[rows, columns] = or += a[rows, k] b[k, columns]; columns a multiple of kPanel, k of kPair.
 template <class Dot>
-void multiply(const Left<Dot>& a, const typename Dot::Element* b, std::int64_t k, float* c, std::int64_t ldc,
-              std::int64_t rows, std::int64_t columns, bool accumulate) {
+void multiply_by_vectors(const Left<Dot>& a, const typename Dot::Element* b, std::int64_t k, float* c, std::int64_t ldc,
+                         std::int64_t rows, std::int64_t columns, bool accumulate) {
   for (std::int64_t column = 0; column < columns; column += kPanel) {
     const auto* panel = b + column * k;
     const auto at = [&](std::int64_t r) { return Left<Dot>{a.data + r * a.row_step, a.row_step, a.pair_step}; };
@@ -115,6 +124,17 @@ void multiply(const Left<Dot>& a, const typename Dot::Element* b, std::int64_t k
       default:
         break;
     }
+  }
+}
+
+// The same by what Dot multiplies with; k a multiple of kDepthStep, rows padded to one of kRowStep.
+template <class Dot>
+void multiply(const Left<Dot>& a, const typename Dot::Element* b, std::int64_t k, float* c, std::int64_t ldc,
+              std::int64_t rows, std::int64_t columns, bool accumulate) {
+  if constexpr (Dot::kTiles) {
+    Dot::multiply(a, b, k, c, ldc, rows, columns, accumulate);
+  } else {
+    multiply_by_vectors<Dot>(a, b, k, c, ldc, rows, columns, accumulate);
   }
 }
 
@@ -180,6 +200,20 @@ void pair_rows(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t 
     for (std::int64_t i = filled; i < d_padded; ++i) {
       for (std::int64_t j = 0; j < kPair; ++j) {
         pairs[i * kPair + j] = r + j < rows && i < d ? Dot::element(row[j * stride + i]) : Element{};
+      }
+    }
+  }
+}
+
+// Rows of x as left operands xᵀ, one per block of kBlock rows: [block][d_padded][kBlock].
+template <class Dot, class T>
+void transpose_rows(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t padded, std::int64_t d,
+                    std::int64_t d_padded, typename Dot::Element* out) {
+  for (std::int64_t block = 0; block < padded; block += kBlock, out += kBlock * d_padded) {
+    for (std::int64_t i = 0; i < d_padded; ++i) {
+      for (std::int64_t r = 0; r < kBlock; ++r) {
+        const bool filled = block + r < rows && i < d;
+        out[i * kBlock + r] = filled ? Dot::element(x[(block + r) * stride + i]) : typename Dot::Element{};
       }
     }
   }
@@ -252,7 +286,7 @@ struct Padded {
   std::int64_t queries, keys, d, d_columns;
   template <class Dot>
   static Padded of(const AttentionArguments& a) {
-    return {round_up(a.queries, kBlock), round_up(a.keys, kBlock), round_up(a.head_size, Dot::kPair),
+    return {round_up(a.queries, kBlock), round_up(a.keys, kBlock), round_up(a.head_size, Dot::kDepthStep),
             round_up(a.head_size, kPanel)};
   }
 };

@@ -14,7 +14,7 @@ namespace dropcycle::cpu::DROPCYCLE_ISA {
 template <class Dot>
 struct BackwardScratch {
   using Element = typename Dot::Element;
-  Element *keys, *values, *key_pairs;              // left operands
+  Element *keys, *values, *transposed_keys;        // left operands
   Element *query_columns, *dout_columns;           // right operands, k = d
   Element *query_rows, *dout_rows;                 // right operands, k = queries
   Element *probabilities, *dscores, *dscore_rows;  // [kBlock, kBlock]; the last a right operand
@@ -26,7 +26,7 @@ struct BackwardScratch {
   BackwardScratch(Pieces& pieces, const Padded& p)
       : keys(pieces.take<Element>(p.keys * p.d)),
         values(pieces.take<Element>(p.keys * p.d)),
-        key_pairs(pieces.take<Element>(p.keys * p.d)),
+        transposed_keys(pieces.take<Element>(p.keys * p.d)),
         query_columns(pieces.take<Element>(p.queries * p.d)),
         dout_columns(pieces.take<Element>(p.queries * p.d)),
         query_rows(pieces.take<Element>(p.queries * p.d_columns)),
@@ -91,8 +91,9 @@ void backward_block(const AttentionArguments& a, const Padded& p, const Backward
                 s.dvalue + key * p.d_columns, p.d_columns, kBlock, p.d_columns, true);
   multiply<Dot>({s.dscores, kBlock, kPair}, s.query_rows + query * p.d_columns, kBlock, s.dkey + key * p.d_columns,
                 p.d_columns, kBlock, p.d_columns, true);
-  multiply<Dot>({s.key_pairs + key * p.d, kPair, p.d * kPair}, s.dscore_rows, kBlock, s.dquery_transposed + query * p.d,
-                kBlock, p.d, kBlock, true);
+  const auto* keys = s.transposed_keys + key * p.d;
+  const Left<Dot> left = Dot::kTiles ? Left<Dot>{keys, kBlock, kPair} : Left<Dot>{keys, kPair, p.d * kPair};
+  multiply<Dot>(left, s.dscore_rows, kBlock, s.dquery_transposed + query * p.d, kBlock, p.d, kBlock, true);
 }
 
 // Loads one query head: operands and statistics. Padding queries get lse = 1e30, so that they have no probability.
@@ -154,7 +155,11 @@ void backward_head(const AttentionArguments& a, const Padded& p, const BackwardS
   const auto* v = static_cast<const T*>(a.v) + sequence * a.keys * a.v_stride + kv_head * d;
   copy_rows<Dot>(k, a.k_stride, a.keys, p.keys, d, p.d, s.keys);
   copy_rows<Dot>(v, a.v_stride, a.keys, p.keys, d, p.d, s.values);
-  pair_rows<Dot>(k, a.k_stride, a.keys, p.keys, d, p.d, s.key_pairs);
+  if constexpr (Dot::kTiles) {
+    transpose_rows<Dot>(k, a.k_stride, a.keys, p.keys, d, p.d, s.transposed_keys);
+  } else {
+    pair_rows<Dot>(k, a.k_stride, a.keys, p.keys, d, p.d, s.transposed_keys);
+  }
   for (std::int64_t i = 0; i < p.keys * p.d_columns; ++i) s.dkey[i] = s.dvalue[i] = 0;
   for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
     load_queries<Dot, T>(a, p, s, sequence, head);
@@ -197,6 +202,7 @@ void backward(const AttentionArguments& a) {
     Pieces own(a.scratch);
     for (int thread = 0; thread < omp_get_thread_num(); ++thread) BackwardScratch<Dot>(own, p);
     const BackwardScratch<Dot> scratch(own, p);
+    [[maybe_unused]] const typename Dot::Region region{};
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t pair = 0; pair < a.batch * a.kv_heads; ++pair) {
       backward_head<Dot, T>(a, p, scratch, pair / a.kv_heads, pair % a.kv_heads);

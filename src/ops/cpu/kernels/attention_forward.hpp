@@ -72,12 +72,13 @@ void forward_block(const AttentionArguments& a, const Padded& p, const ForwardSc
   const std::int64_t count = smaller(kBlock, a.queries - first);
   const std::int64_t row = sequence * a.queries + first;
   const auto* q = static_cast<const T*>(a.q) + row * a.q_stride + head * a.head_size;
-  copy_rows<Dot>(q, a.q_stride, count, count, a.head_size, p.d, s.queries);
+  const std::int64_t rows = round_up(count, Dot::kRowStep);
+  copy_rows<Dot>(q, a.q_stride, count, rows, a.head_size, p.d, s.queries);
   for (std::int64_t r = 0; r < count; ++r) s.rows[r] = {};
   for (std::int64_t i = 0; i < count * p.d_columns; ++i) s.sums[i] = 0;
   const KeyRanges see(a, sequence, first, count);
   for (std::int64_t key = see.lowest_first / kBlock * kBlock; key <= see.highest_last; key += kBlock) {
-    multiply<Dot>({s.queries, p.d, Dot::kPair}, keys + key * p.d, p.d, s.scores, kBlock, count, kBlock, false);
+    multiply<Dot>({s.queries, p.d, Dot::kPair}, keys + key * p.d, p.d, s.scores, kBlock, rows, kBlock, false);
     for (std::int64_t r = 0; r < count; ++r) {
       const Open open{static_cast<std::int32_t>(see.first(r) - key),
                       static_cast<std::int32_t>(smaller(kBlock - 1, see.last(r) - key))};
@@ -86,7 +87,7 @@ void forward_block(const AttentionArguments& a, const Padded& p, const ForwardSc
       float* sums = s.sums + r * p.d_columns;
       for (std::int64_t i = 0; i < p.d_columns; i += kLanes) store_vector(sums + i, load_vector(sums + i) * shrink);
     }
-    multiply<Dot>({s.probabilities, kBlock, Dot::kPair}, values + key * p.d_columns, kBlock, s.sums, p.d_columns, count,
+    multiply<Dot>({s.probabilities, kBlock, Dot::kPair}, values + key * p.d_columns, kBlock, s.sums, p.d_columns, rows,
                   p.d_columns, true);
   }
   for (std::int64_t r = 0; r < count; ++r) {
@@ -127,6 +128,7 @@ void forward(const AttentionArguments& a) {
     Pieces own = pieces;
     for (int thread = 0; thread < omp_get_thread_num(); ++thread) ForwardScratch<Dot>(own, p);
     const ForwardScratch<Dot> scratch(own, p);
+    [[maybe_unused]] const typename Dot::Region region{};
 #pragma omp for schedule(static)
     for (std::int64_t pair = 0; pair < pairs; ++pair) {
       const std::int64_t row = pair / a.kv_heads * a.keys, column = pair % a.kv_heads * a.head_size;

@@ -50,7 +50,7 @@ struct Bf16Task {
   void* c;
   std::int64_t rows, columns, k;
 };
-constexpr std::int64_t kBf16TaskRows = 512;  // at most
+constexpr std::int64_t kBf16TaskRows = 512, kAmxTaskRows = 2048;  // at most
 constexpr std::int64_t kBf16TaskOutputs = 2048,
                        kBf16TaskInputs = 512;  // rows and columns of a gradient's task, at most
 
@@ -148,13 +148,34 @@ Kernels kernels();
 namespace avx512 {
 Kernels kernels();
 }
+// What processors with instructions for bf16 have besides.
+#define DROPCYCLE_BF16_KERNELS                                                                                         \
+  void attention_bf16_scratch(const AttentionArguments& a, bool backwards, std::int64_t threads, std::int64_t& bytes); \
+  void attention_bf16(const AttentionArguments& a);                                                                    \
+  void attention_bf16_backward(const AttentionArguments& a);                                                           \
+  std::int64_t products_bf16_scratch(); /* bytes for each thread */                                                    \
+  void products_bf16(const Bf16Sizes& sizes, const Bf16Task* tasks, std::int64_t count, void* scratch);
 namespace avx512bf16 {
 Kernels kernels();
-void attention_bf16_scratch(const AttentionArguments& a, bool backwards, std::int64_t threads, std::int64_t& bytes);
-void attention_bf16(const AttentionArguments& a);
-void attention_bf16_backward(const AttentionArguments& a);
-std::int64_t products_bf16_scratch();  // bytes for each thread
-void products_bf16(const Bf16Sizes& sizes, const Bf16Task* tasks, std::int64_t count, void* scratch);
+DROPCYCLE_BF16_KERNELS
 }  // namespace avx512bf16
+namespace amx {
+DROPCYCLE_BF16_KERNELS
+}  // namespace amx
+#undef DROPCYCLE_BF16_KERNELS
+
+// The largest tasks of products_bf16.
+struct Bf16TaskSizes {
+  std::int64_t rows, columns;                    // forward and for dx
+  std::int64_t gradient_rows, gradient_columns;  // of dw
+};
+
+struct Bf16Kernels {
+  decltype(&avx512bf16::attention_bf16_scratch) attention_scratch;
+  decltype(&avx512bf16::attention_bf16) attention, attention_backward;
+  decltype(&avx512bf16::products_bf16_scratch) products_scratch;
+  decltype(&avx512bf16::products_bf16) products;
+  Bf16TaskSizes tasks;
+};
 
 }  // namespace dropcycle::cpu

@@ -4,14 +4,13 @@
 
 #include "../kernels/attention_backward.hpp"
 #include "../kernels/attention_forward.hpp"
+#include "bf16_numbers.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
 namespace {
 
-struct Bf16Dot {
-  using Element = Bf16;
+struct Bf16Dot : Bf16Numbers, VectorProducts {
   using Operand = __m512bh;
-  static constexpr std::int64_t kPair = 2;
   static Operand packed(const Bf16* b) { return (__m512bh)_mm512_loadu_si512(b); }
   static Operand spread(const Bf16* a) {
     std::int32_t pair;
@@ -19,17 +18,7 @@ struct Bf16Dot {
     return (__m512bh)_mm512_set1_epi32(pair);
   }
   static Vector multiply_add(Operand a, Operand b, Vector sum) { return (Vector)_mm512_dpbf16_ps((__m512)sum, a, b); }
-  static Bf16 element(Bf16 value) { return value; }
-  static void store(Bf16* out, Vector value) {
-    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)value);
-    __builtin_memcpy(out, &rounded, sizeof(rounded));
-  }
-  static Vector stored(const Bf16* from) {
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
-    return (Vector)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-  }
-  static void store_pairs(Bf16* out, const Vector* rows) { store_two(out, {rows[0], rows[1]}); }
-  static Vector exp(Vector x) { return exp_vector(x); }
+  static constexpr std::int64_t kDepthStep = kPair;
 };
 
 }  // namespace

@@ -8,7 +8,7 @@
 // times a panel. Every sum runs over k in order, whatever the tile, so bits don't depend on how work is cut.
 #include <omp.h>
 
-#include "../kernels/vectors.hpp"
+#include "pairs.hpp"
 
 namespace dropcycle::cpu::DROPCYCLE_ISA {
 namespace {
@@ -24,14 +24,7 @@ constexpr std::int64_t kGradientRows = 128;         // columns of dy that are pa
 // Panels that are written side by side don't begin a multiple of a page apart: their lines would push each other out of
 // the first-level cache, a tenth of the time of dw.
 constexpr std::int64_t kBetween = 16;  // pairs
-constexpr std::int64_t kDotRows = 4;   // up to so many rows are dotted with weights as they lie
 
-inline __m512i load_pairs(const Bf16* from) { return _mm512_loadu_si512(from); }
-// The first `elements` of 32, zeros behind them.
-inline __m512i load_pairs(const Bf16* from, std::int64_t elements) {
-  if (elements >= 32) return load_pairs(from);
-  return _mm512_maskz_loadu_epi16(elements <= 0 ? 0 : (1U << elements) - 1, from);
-}
 inline Pair pair_at(const Bf16* from) {
   Pair pair;
   __builtin_memcpy(&pair, from, sizeof(pair));
@@ -107,35 +100,6 @@ void rows_by_panel(const Bf16* a, std::int64_t tile_step, std::int64_t row_step,
     tile<kEnd, 2, kVectors>(from(r), row_step, pair_step, panel, pairs, to(r), c_stride);
   }
   if (r < rows) tile<kEnd, 1, kVectors>(from(r), row_step, pair_step, panel, pairs, to(r), c_stride);
-}
-
-// Pairs of 32 neighbouring columns of two rows: the first 16 and the last 16.
-struct Woven {
-  __m512i low, high;
-};
-inline Woven weave(__m512i even, __m512i odd) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
-                                       5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  return {_mm512_permutex2var_epi16(even, low, odd), _mm512_permutex2var_epi16(even, high, odd)};
-}
-
-// Rows that lie a page or more apart aren't fetched ahead by the processor: they come into the second-level cache.
-constexpr std::int64_t kRowsAhead = 32;
-
-// f(pair of rows, first column, Woven) over `k` rows (an odd one meets zeros) and `columns` of x.
-template <class F>
-void weave_rows(const Bf16* x, std::int64_t stride, std::int64_t k, std::int64_t columns, F&& f) {
-  for (std::int64_t row = 0; row < k; row += 2) {
-    const Bf16* even = x + row * stride;
-    for (std::int64_t column = 0; column < columns; column += 32) {
-      __builtin_prefetch(even + kRowsAhead * stride + column, 0, 2);
-      __builtin_prefetch(even + (kRowsAhead + 1) * stride + column, 0, 2);
-      const std::int64_t left = columns - column;
-      const __m512i odd = row + 1 < k ? load_pairs(even + stride + column, left) : _mm512_setzero_si512();
-      f(row / 2, column, weave(load_pairs(even + column, left), odd));
-    }
-  }
 }
 
 // Where the panel of column `column` begins.
@@ -234,44 +198,6 @@ void multiply_panel(const Bf16Sizes& sizes, const Bf16Task& task, std::int64_t c
     }
   }
   if (narrow && !whole) partial_to_bf16(partial, task.rows, kColumns, static_cast<Bf16*>(c), sizes.c_stride);
-}
-
-// One row times kLanes columns of w [n, k] as they lie, one after another as memory likes it: a vector of sums for each
-// column, then the sums over lanes.
-Vector dots(const Bf16* a, const Bf16* w, std::int64_t stride, std::int64_t k) {
-  Vector sums[kLanes];
-  for (std::int64_t i = 0; i < kLanes; ++i) {
-    const Bf16* column = w + i * stride;
-    __m512 sum = _mm512_setzero_ps();
-    std::int64_t at = 0;
-    for (; at + 32 <= k; at += 32)
-      sum = _mm512_dpbf16_ps(sum, (__m512bh)load_pairs(a + at), (__m512bh)load_pairs(column + at));
-    if (at < k)
-      sum = _mm512_dpbf16_ps(sum, (__m512bh)load_pairs(a + at, k - at), (__m512bh)load_pairs(column + at, k - at));
-    sums[i] = (Vector)sum;
-  }
-  IntVector square[kLanes];
-  for (std::int64_t i = 0; i < kLanes; ++i) square[i] = (IntVector)sums[i];
-  transpose(square);
-  Vector total{};
-  for (std::int64_t i = 0; i < kLanes; ++i) total += (Vector)square[i];
-  return total;
-}
-
-// Few rows: nothing is packed.
-void multiply_by_dots(const Bf16Sizes& sizes, const Bf16Task& task) {
-  for (std::int64_t column = 0; column < task.columns; column += kLanes) {
-    const Bf16* w = static_cast<const Bf16*>(task.b) + column * sizes.b_stride;
-    for (std::int64_t r = 0; r < task.rows; ++r) {
-      const Vector y = dots(static_cast<const Bf16*>(task.a) + r * sizes.a_stride, w, sizes.b_stride, task.k);
-      const std::int64_t at = r * sizes.c_stride + column;
-      if (sizes.c_type == Type::bf16) {
-        store_vector(static_cast<Bf16*>(task.c) + at, y);
-      } else {
-        store_vector(static_cast<float*>(task.c) + at, y);
-      }
-    }
-  }
 }
 
 void multiply_task(const Bf16Sizes& sizes, const Bf16Task& task, Pair* panel, float* partial) {
